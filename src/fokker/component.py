@@ -1,0 +1,166 @@
+"""A component is its own configuration: a frozen dataclass whose fields are what a recipe sets and a file stores.
+
+Fields are scalars, strings, tuples, other components, an `Array`, or a function that was registered by name.
+Validation is pydantic's; its reports are turned into one line that names the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Any, TypeVar, dataclass_transform
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import ErrorDetails, core_schema
+from torch import Tensor
+
+from .errors import ConfigError, closest
+
+__all__ = ["Array", "component", "recorded"]
+
+C = TypeVar("C", bound=type)
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, revalidate_instances="never")
+
+
+class Array:
+    """A read-only float64 array as a field: compared and hashed by content, cast once per device and dtype.
+
+    Args:
+        values: anything `torch.as_tensor` takes (nested lists, numpy, tensors); copied to the CPU in float64.
+    """
+
+    def __init__(self, values: Any) -> None:
+        values = values.value if isinstance(values, Array) else values
+        if isinstance(values, (list, tuple)):
+            values = np.asarray(values, dtype=np.float64)
+        self.value: Tensor = torch.as_tensor(values).detach().to("cpu", torch.float64, copy=True).contiguous()
+        shape = str(tuple(self.value.shape)).encode()
+        self.digest: str = hashlib.sha256(shape + self.value.numpy().tobytes()).hexdigest()
+        self._casts: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def to(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
+        """The array on `device` in `dtype`; every cast is made once and kept."""
+        key = (torch.device(device), dtype)
+        if key not in self._casts:
+            self._casts[key] = self.value.to(key[0], dtype)
+        return self._casts[key]
+
+    def like(self, x: Tensor) -> Tensor:
+        """The array on the device and in the dtype of `x`."""
+        return self.to(x.device, x.dtype)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.value.shape
+
+    def tolist(self) -> Any:
+        return self.value.tolist()
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Array) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        body = repr(self.tolist()) if self.value.numel() <= 8 else f"shape={tuple(self.shape)}"
+        return f"Array({body})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(cls._validate)
+
+    @classmethod
+    def _validate(cls, values: Any) -> Array:
+        if isinstance(values, Array):
+            return values
+        try:
+            array = cls(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"must be an array of numbers ({error})") from None
+        if not torch.isfinite(array.value).all():
+            raise ValueError("must be an array of finite numbers")
+        return array
+
+
+def _line(cls: type, detail: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    owner = getattr(cls, "key", cls.__name__)  # a recipe's section is known by its key
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"{owner} has no field {name!r}: {closest(name, [f.name for f in fields(cls)])}"
+    if detail["type"] == "missing_argument" or detail["type"] == "missing":
+        return f"{owner}.{name} must be given"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")
+    given = detail["input"]
+    shown = repr(given) if len(repr(given)) < 80 else type(given).__name__
+    if not name or detail["type"] == "value_error":
+        return f"{owner}{'.' + name if name else ''}: {message}" + (f" (given {shown})" if name else "")
+    return f"{owner}.{name}: given {shown}, must be {message}"
+
+
+@dataclass_transform(frozen_default=True)
+def component(cls: C) -> C:
+    """Make a class a component: a frozen, validated dataclass that refuses fields it does not have.
+
+    Raises (from the constructor):
+        ConfigError: a field is unknown, missing, of the wrong type or out of its range.
+    """
+    made = pydantic_dataclass(frozen=True, config=_CONFIG)(cls)
+    inner = made.__init__
+
+    @wraps(inner)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            inner(self, *args, **kwargs)
+        except ValidationError as error:
+            lines = [_line(type(self), detail) for detail in error.errors()]
+            raise ConfigError("; ".join(lines)) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def recorded(cls: C) -> C:
+    """Make a module remember its constructor's arguments as `config`, so that a file can rebuild it.
+
+    For classes that carry weights and so cannot be frozen dataclasses (networks, `NetDenoiser`).
+    """
+    inner = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(inner)
+    names = [name for name in signature.parameters if name != "self"]
+
+    @wraps(inner)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        unknown = [name for name in kwargs if name not in names]
+        if unknown:
+            raise ConfigError(f"{cls.__name__} has no field {unknown[0]!r}: {closest(unknown[0], names)}")
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        config = {name: value for name, value in bound.arguments.items() if name != "self"}
+        inner(self, *args, **kwargs)
+        if type(self) is cls:
+            self.config = config
+
+    cls.__init__ = __init__  # type: ignore[misc]
+    return cls
+
+
+def register_name(table: dict[str, Callable[..., Any]], name: str) -> Callable[[Any], Any]:
+    """Decorator that files a function in `table` under `name`; the name may be taken only by the same function."""
+
+    def wrap(function: Any) -> Any:
+        if table.get(name, function) is not function:
+            raise ConfigError(f"the name {name!r} is already registered for {table[name]!r}: choose another")
+        table[name] = function
+        return function
+
+    return wrap

@@ -1,0 +1,23 @@
+"""Data sources: components that load a training or a test split into memory as `Samples`."""
+
+from .arrays import Arrays
+from .folders import Folder
+from .images import Fashion
+from .samples import Data, Samples, grid_image, to_uint8
+from .toy import Checkerboard, EightGaussians, Moons, Pinwheel, Spirals, SwissRoll
+
+__all__ = [
+    "Arrays",
+    "Checkerboard",
+    "Data",
+    "EightGaussians",
+    "Fashion",
+    "Folder",
+    "Moons",
+    "Pinwheel",
+    "Samples",
+    "Spirals",
+    "SwissRoll",
+    "grid_image",
+    "to_uint8",
+]

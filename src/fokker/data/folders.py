@@ -1,0 +1,126 @@
+"""Folder: pictures on disk, with sub-folders as classes."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pydantic import Field
+from torch import Tensor
+
+from ..component import component
+from ..errors import ConfigError, FileError
+from .samples import Data, Samples, check_split
+
+__all__ = ["Folder"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+
+@component
+class Folder(Data):
+    """The pictures of a folder, cut to the central square, resized and held as bytes.
+
+    Sub-folders are classes, in sorted order, with all pictures below them; without sub-folders there are no labels.
+    A picture belongs to the test split if the SHA-256 of its path below `path`, as a fraction, is less than
+    `holdout`: adding files moves no other file. Names that begin with a dot are left out.
+
+    Args:
+        path: the folder; ~ is expanded.
+        size: height and width of the samples.
+        channels: 1 (grey) or 3 (RGB); transparency is dropped, animations give their first frame.
+        holdout: expected fraction of the test split, in [0, 1).
+
+    Pictures that cannot be decoded are left out, and one warning counts and names them.
+
+    Raises (from load):
+        FileError: the folder is missing, or has no (readable) picture.
+        ConfigError: pictures both loose and in sub-folders, a single class, or an empty split.
+    """
+
+    path: str
+    size: Annotated[int, Field(ge=1)]
+    channels: Literal[1, 3] = 3
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    def load(self, split: Literal["train", "test"] = "train") -> Samples:
+        """The pictures of a split, in the order of their paths."""
+        check_split(split)
+        files, classes = self._scan()
+        root = Path(self.path).expanduser()
+        names = [file.relative_to(root) for file in files]
+        chosen = [
+            (file, name) for file, name in zip(files, names, strict=True) if self._held_out(name) == (split == "test")
+        ]
+        if not chosen:
+            raise ConfigError(
+                f"Folder {self.path}: none of its {len(files)} pictures fell into the {split} split with "
+                f"holdout={self.holdout}: add pictures or change holdout"
+            )
+        with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+            decoded = list(pool.map(lambda pair: self._decode(pair[0]), chosen))
+        bad = [name.as_posix() for (_, name), picture in zip(chosen, decoded, strict=True) if picture is None]
+        if bad:
+            shown = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+            warnings.warn(
+                f"Folder {self.path}: {len(bad)} pictures cannot be decoded and are skipped: {shown}", stacklevel=2
+            )
+        if len(bad) == len(chosen):
+            raise FileError(f"Folder {self.path}: none of the {len(bad)} pictures of the {split} split can be decoded")
+        values = torch.stack([picture for picture in decoded if picture is not None])
+        if not classes:
+            return Samples(values)
+        index = {name: label for label, name in enumerate(classes)}
+        good = [name for (_, name), picture in zip(chosen, decoded, strict=True) if picture is not None]
+        return Samples(values, torch.tensor([index[name.parts[0]] for name in good]), classes)
+
+    def _scan(self) -> tuple[list[Path], tuple[str, ...]]:
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise FileError(f"Folder {self.path}: {'is not a folder' if root.exists() else 'does not exist'}")
+        files = sorted(
+            file
+            for file in root.rglob("*")
+            if file.suffix.lower() in SUFFIXES
+            and file.is_file()
+            and not any(part.startswith(".") for part in file.relative_to(root).parts)
+        )
+        if not files:
+            raise FileError(f"Folder {self.path}: has no pictures ({', '.join(SUFFIXES)})")
+        loose = [file for file in files if file.parent == root]
+        classes = sorted({file.relative_to(root).parts[0] for file in files if file.parent != root})
+        if loose and classes:
+            raise ConfigError(
+                f"Folder {self.path}: holds {len(loose)} loose pictures beside the sub-folders "
+                f"{', '.join(classes[:5])}: move them into sub-folders (classes), "
+                "or all pictures out of them (no labels)"
+            )
+        if len(classes) == 1:
+            raise ConfigError(
+                f"Folder {self.path}: has a single class, {classes[0]!r}: give "
+                f"path={(root / classes[0]).as_posix()!r} to load it without labels, or add a second class"
+            )
+        return files, tuple(classes)
+
+    def _held_out(self, name: Path) -> bool:
+        digest = hashlib.sha256(name.as_posix().encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.holdout * 2**64
+
+    def _decode(self, file: Path) -> Tensor | None:
+        try:
+            with Image.open(file) as opened:
+                picture = ImageOps.exif_transpose(opened)
+                if picture.mode.startswith("I"):  # 16 bits of grey: converting would clip at 255
+                    picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))
+                picture = picture.convert("L" if self.channels == 1 else "RGB")
+                picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.BICUBIC)
+        # What Pillow raises on damaged files: its decoders have no common error of their own.
+        except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError):
+            return None
+        return torch.from_numpy(np.array(picture)).view(self.size, self.size, -1).permute(2, 0, 1).contiguous()

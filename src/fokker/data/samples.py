@@ -1,0 +1,120 @@
+"""What every data source gives: all samples in memory, and the way from bytes to numbers and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ConfigError
+
+__all__ = ["Data", "Samples", "grid_image", "to_uint8"]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """N samples, their labels and the labels' names.
+
+    Args:
+        values: (N, *event); uint8 (N, C, H, W) for images, float32 for everything else.
+        labels: (N,) int64, or None.
+        classes: the name of every label; empty where there are none.
+
+    Raises:
+        ConfigError: dtypes or lengths do not fit together.
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.values.shape)
+        if self.values.dtype not in (torch.uint8, torch.float32) or (self.is_image and len(shape) != 4):
+            raise ConfigError(
+                f"Samples.values: given {self.values.dtype} {shape}, must be float32 or uint8 (N, C, H, W)"
+            )
+        if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != shape[:1]):
+            given = f"{self.labels.dtype} {tuple(self.labels.shape)}"
+            raise ConfigError(f"Samples.labels: given {given}, must be int64 of shape {shape[:1]}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.values.shape[1:])
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the values are pictures, stored as bytes."""
+        return self.values.dtype == torch.uint8
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Some samples as numbers: images become v / 127.5 - 1 in [-1, 1], others stay as they are.
+
+        Args:
+            indices: (B,) int64.
+
+        Returns:
+            x (B, *event) float32, and labels (B,) or None.
+        """
+        x = self.values[indices]
+        x = x.to(torch.float32) / 127.5 - 1 if self.is_image else x
+        return x, None if self.labels is None else self.labels[indices]
+
+
+class Data:
+    """Base of data sources: components that `load` one of two disjoint splits into memory."""
+
+    def load(self, split: Literal["train", "test"] = "train") -> Samples:
+        """The samples of a split; the same ones at every call.
+
+        Raises:
+            FileError: what the source reads is missing or damaged.
+            ConfigError: `split` is unknown or empty.
+        """
+        raise NotImplementedError
+
+
+def check_split(split: str) -> None:
+    """Refuse anything but the two splits. Raises ConfigError."""
+    if split not in ("train", "test"):
+        raise ConfigError(f"split: given {split!r}, must be 'train' or 'test'")
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Bytes of pictures in [-1, 1]: round(127.5 (x + 1)) clamped to 0..255; undoes `Samples.take` exactly.
+
+    Args:
+        x: any shape, floating.
+    """
+    return ((x.detach().to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid_image(x: Tensor, columns: int) -> Image.Image:
+    """One picture of a batch, row by row, with black gaps of 2 pixels between the tiles.
+
+    Args:
+        x: (N, C, H, W) in [-1, 1], C = 1 or 3, N >= 1.
+        columns: tiles in a row, >= 1; a batch smaller than a row makes a shorter row.
+
+    Raises:
+        ConfigError: another shape, or columns < 1.
+    """
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0 or columns < 1:
+        raise ConfigError(
+            f"grid_image: given shape {tuple(x.shape)} and columns={columns}, must be (N, 1 or 3, H, W), >= 1"
+        )
+    n, channels, height, width = x.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    sheet = torch.zeros(rows * (height + 2) - 2, columns * (width + 2) - 2, channels, dtype=torch.uint8)
+    for i, tile in enumerate(to_uint8(x).permute(0, 2, 3, 1).cpu()):
+        top, left = (i // columns) * (height + 2), (i % columns) * (width + 2)
+        sheet[top : top + height, left : left + width] = tile
+    return Image.fromarray(sheet.squeeze(2).numpy() if channels == 1 else sheet.numpy())

@@ -1,0 +1,5 @@
+"""Guidance: denoisers that steer other denoisers."""
+
+from .cfg import CFG
+
+__all__ = ["CFG"]

@@ -1,0 +1,136 @@
+r"""The denoising objective: DSM, noise, x0, v, velocity and EDM's loss are one regression (book Sec. 6.2, Eq. 6.2.5).
+
+    L = E_t E_{x0, eps} w(t) (1/D) |m(x_t, t) - m*(x0, eps)|^2,      x_t = alpha x0 + sigma eps
+
+The network's own output is compared with its own target, and the weight is carried over exactly, so every choice of
+`predict`, `weight` and network differs from every other by a function of time only; all have the minimiser E[m* | x_t].
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .. import noise as philox
+from ..component import component
+from ..denoiser import null_like
+from ..errors import ConfigError
+from ..prediction import Denoiser, coefficients, reading
+from ..process import expand
+from ..registry import resolves
+from .times import LogNormal, TimeLaw, UniformTimes
+from .weighting import EDMWeight, Sigma2, Uniform, Weight
+
+__all__ = ["Denoising", "Terms"]
+
+
+class Terms(NamedTuple):
+    """A batch's losses before averaging: the loss (B,) of every sample, and its time (B,)."""
+
+    loss: Tensor
+    t: Tensor
+
+
+@component
+class Denoising:
+    """Regress one reading of the network on its conditional target.
+
+    Args:
+        predict: the reading whose error `Uniform` weighs: "x0", "noise", "score", "velocity" or "v". What the
+            network itself outputs is the denoiser's affair; errors are converted.
+        weight: w(t), a component or its name.
+        times: the law of t, a component or its name.
+        density: "multiply": t is drawn from `times` and its density is part of the weight (the effective weight is
+            w p, Table 6.1); "replace": `times` only proposes, the loss is int w(t) mse(t) dt, estimated by w / p.
+        stratified: draw one time from each of B equal slices of the law (less variance, same mean).
+        cond_dropout: share of conditions replaced by the null condition, for classifier-free guidance.
+    """
+
+    predict: str = "velocity"
+    weight: Annotated[Weight, resolves("weight")] = Uniform()
+    times: Annotated[TimeLaw, resolves("times")] = UniformTimes()
+    density: Literal["multiply", "replace"] = "multiply"
+    stratified: bool = False
+    cond_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    def __post_init__(self) -> None:
+        reading(self.predict)
+
+    @classmethod
+    def ddpm(cls, **changes: Any) -> Denoising:
+        """Ho et al. 2020's L_simple: the noise, weight 1, uniform times (levels, on a DiscreteVP)."""
+        return cls(**{"predict": "noise", "weight": Uniform(), "times": UniformTimes(levels=True)} | changes)
+
+    @classmethod
+    def dsm(cls, **changes: Any) -> Denoising:
+        """Denoising score matching: the score, weight sigma^2, uniform times (Song & Ermon 2019; book Eq. 4.2.1)."""
+        return cls(**{"predict": "score", "weight": Sigma2(), "times": UniformTimes()} | changes)
+
+    @classmethod
+    def cfm(cls, **changes: Any) -> Denoising:
+        """Conditional flow matching: the velocity, weight 1, uniform times (Lipman et al. 2022; book Eq. 5.2.9)."""
+        return cls(**{"predict": "velocity", "weight": Uniform(), "times": UniformTimes()} | changes)
+
+    @classmethod
+    def edm(cls, sigma_data: float = 0.5, **changes: Any) -> Denoising:
+        """Karras et al. 2022: x0 weighted so that EDM's F has weight 1, log-normal noise levels."""
+        return cls(**{"predict": "x0", "weight": EDMWeight(sigma_data), "times": LogNormal()} | changes)
+
+    def terms(
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        cond: Tensor | None = None,
+        *,
+        seed: int = 0,
+        step: int = 0,
+        positions: Tensor | None = None,
+        total: int | None = None,
+    ) -> Terms:
+        """The losses of a batch, sample by sample.
+
+        What is drawn depends on (seed, step, position in the global batch) only.
+
+        Args:
+            denoiser: what is trained (or exact: then the loss is its floor).
+            x0: clean data (B, *event).
+            cond: conditions (B, ...).
+            seed, step: keys of the randomness; step < 2^24.
+            positions: this part's places in the global batch, default range(B); total: the global batch's size.
+        """
+        process, shape = denoiser.process, x0.shape[1:]
+        rows = torch.arange(len(x0), device=x0.device) if positions is None else positions.to(x0.device)
+        size = len(x0) if total is None else total
+
+        def key(k: int) -> dict[str, Any]:
+            return {"draw": step << 8 | k, "domain": "training"}
+
+        u = philox.uniform(seed, rows, (), **key(1), dtype=torch.float64)
+        if self.stratified:
+            u = (rows + u) / size
+        t = self.times.quantile(process, u)
+        eps = philox.normal(seed, rows, shape, **key(0), dtype=torch.promote_types(x0.dtype, torch.float32))
+        if self.cond_dropout > 0.0 and cond is not None:
+            dropped = philox.uniform(seed, rows, (), **key(2)) < self.cond_dropout
+            cond = torch.where(dropped.reshape(-1, *[1] * (cond.ndim - 1)), null_like(cond), cond)
+        x = process.perturb(x0, t, eps)
+        weighed = self.weight.of(reading(self.predict))
+        prediction = denoiser(x, t, cond)
+        source = weighed if denoiser.reading is None else denoiser.reading
+        value = prediction.value if denoiser.reading is not None else prediction.read(weighed)
+        A, B, k = source.row(process, t)  # noqa: N806
+        target = expand(A / k, x) * x0 + expand(B / k, x) * eps
+        weight = self.weight.value(process, t) * coefficients(process, t, source, weighed)[1] ** 2
+        if self.density == "replace":
+            weight = weight / self.times.density(process, t)
+        error = (value - target).to(eps.dtype).square().flatten(1).mean(1)
+        return Terms(weight.to(error.dtype) * error, t)
+
+    def __call__(self, denoiser: Denoiser, x0: Tensor, cond: Tensor | None = None, **keys: Any) -> Tensor:
+        """The mean loss of a batch; arguments as in `terms`."""
+        if len(x0) == 0:
+            raise ConfigError("the batch is empty")
+        return self.terms(denoiser, x0, cond, **keys).loss.mean()

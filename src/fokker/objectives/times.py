@@ -1,0 +1,126 @@
+"""Laws of the training time, by quantile, so that any of them can be stratified or importance-sampled.
+
+All are laws on [t_min, T] (truncated there), of `t = quantile(u)` with u uniform on (0, 1).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..component import component
+from ..process import DiscreteVP, Process
+
+__all__ = ["LogNormal", "LogitNormal", "TimeLaw", "UniformTimes"]
+
+_ROOT = math.sqrt(2.0 * math.pi)
+
+
+class TimeLaw:
+    """Base of time laws."""
+
+    def quantile(self, process: Process, u: Tensor) -> Tensor:
+        """The time below which a share u (B,) of the law lies; float64."""
+        raise NotImplementedError
+
+    def density(self, process: Process, t: Tensor) -> Tensor:
+        """The law's density at t (B,)."""
+        raise NotImplementedError
+
+
+@component
+class UniformTimes(TimeLaw):
+    """Uniform on [t_min, T].
+
+    Args:
+        levels: on a DiscreteVP uniform on its levels n / steps, as a network with integer time needs.
+    """
+
+    levels: bool = False
+
+    def quantile(self, process: Process, u: Tensor) -> Tensor:
+        if self.levels and isinstance(process, DiscreteVP):
+            return ((u.double() * process.steps).floor() + 1.0).clamp(max=process.steps) / process.steps
+        return process.t_min + (process.T - process.t_min) * u.double()
+
+    def density(self, process: Process, t: Tensor) -> Tensor:
+        return torch.full_like(t, 1.0 / (process.T - process.t_min))
+
+
+class _Normal(TimeLaw):
+    """A time law whose score z(t) = (h(t) - mean) / std is standard normal, truncated to [z(t_min), z(T)]."""
+
+    mean: float
+    std: float
+
+    def _h(self, process: Process, t: Tensor) -> Tensor:
+        """The increasing function of t that is normal."""
+        raise NotImplementedError
+
+    def _inverse(self, process: Process, h: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _slope(self, process: Process, t: Tensor) -> Tensor:
+        """dh / dt."""
+        raise NotImplementedError
+
+    def _ends(self, process: Process) -> tuple[Tensor, Tensor]:
+        ends = torch.tensor([process.t_min, process.T], dtype=torch.float64)
+        low, high = torch.special.ndtr((self._h(process, ends) - self.mean) / self.std)
+        return low, high
+
+    def quantile(self, process: Process, u: Tensor) -> Tensor:
+        low, high = (end.to(u.device) for end in self._ends(process))
+        z = torch.special.ndtri(low + (high - low) * u.double())
+        return self._inverse(process, self.mean + self.std * z).clamp(process.t_min, process.T)
+
+    def density(self, process: Process, t: Tensor) -> Tensor:
+        low, high = (end.to(t.device, t.dtype) for end in self._ends(process))
+        z = (self._h(process, t) - self.mean) / self.std
+        return (-0.5 * z**2).exp() / (_ROOT * self.std * (high - low)) * self._slope(process, t)
+
+
+@component
+class LogitNormal(_Normal):
+    """logit(t / T) ~ N(mean, std^2) (Esser et al. 2024, for flow matching).
+
+    Args:
+        mean, std: of logit(t / T); a positive mean prefers noise.
+    """
+
+    mean: float = 0.0
+    std: Annotated[float, Field(gt=0)] = 1.0
+
+    def _h(self, process: Process, t: Tensor) -> Tensor:
+        return torch.logit(t / process.T)
+
+    def _inverse(self, process: Process, h: Tensor) -> Tensor:
+        return torch.sigmoid(h) * process.T
+
+    def _slope(self, process: Process, t: Tensor) -> Tensor:
+        return process.T / (t * (process.T - t))
+
+
+@component
+class LogNormal(_Normal):
+    """log(sigma / alpha) = -lam ~ N(mean, std^2) (Karras et al. 2022: EDM's noise level is log-normal).
+
+    Args:
+        mean, std: P_mean and P_std.
+    """
+
+    mean: float = -1.2
+    std: Annotated[float, Field(gt=0)] = 1.2
+
+    def _h(self, process: Process, t: Tensor) -> Tensor:
+        return -process.lam(t)
+
+    def _inverse(self, process: Process, h: Tensor) -> Tensor:
+        return process.time(-h)
+
+    def _slope(self, process: Process, t: Tensor) -> Tensor:
+        return -process.d_lam(t)

@@ -1,0 +1,325 @@
+"""The user's door to the solvers: sample, trajectory, encode, and forward paths by diffuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import noise as philox
+from .denoiser import repeat_cond
+from .errors import ConfigError
+from .prediction import Denoiser
+from .process import Process, expand
+from .registry import build
+from .solvers import DDIM, Grid, Solver, Times, UniformLam, as_grid, bind, run, steps_for_nfe
+from .solvers.run import AfterStep, Callback
+
+__all__ = ["diffuse", "encode", "sample", "trajectory"]
+
+DEFAULT_STEPS = 50
+
+
+def sample(
+    denoiser: Denoiser,
+    *,
+    n: int | None = None,
+    shape: Sequence[int] | None = None,
+    x: Tensor | None = None,
+    indices: Sequence[int] | Tensor | None = None,
+    solver: Solver | str | dict[str, Any] | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid | str | dict[str, Any] | Tensor | Sequence[float] | None = None,
+    final: Literal["x0", "t_min"] = "x0",
+    cond: Any = None,
+    seed: philox.Seed = 0,
+    batch_size: int | None = None,
+    pad: bool = False,
+    callback: Callback | None = None,
+    after_step: AfterStep | None = None,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw samples: from the prior at the noisiest supported time to the data.
+
+    The same (seed, index) gives the same sample for any n, order of generation and process count at one batch size on
+    one kind of device; for exact denoisers at any batch size.
+
+    Args:
+        denoiser: exact, learned, guided or viewed.
+        n: how many samples; default: as many as `indices`, `x` or a sequence of seeds has, else 64.
+        shape: the event's shape; default `denoiser.shape`.
+        x: states to start from at the grid's first time, (n, *shape), instead of the prior.
+        indices: which samples of `seed`, default range(n) (with one seed per sample: all 0).
+        solver: a solver, its name or recipe; default DDIM().
+        steps, nfe: at most one: the number of steps (default 50), or the most evaluations allowed.
+        grid: "t", "lam", "karras", "quadratic", a grid, or the times themselves, decreasing; default "lam".
+        final: "x0" ends at time 0 by one x0 step; "t_min" stops at the cleanest time supported.
+        cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
+        seed: one integer, or one per sample.
+        batch_size: samples per call; default all.
+        pad: fill the last batch up to batch_size, so that a network sees one shape only.
+        callback: (step, time, x, prediction) after the first evaluation of each step; True stops that batch there.
+            `prediction.x` is the live state: read what you need before returning.
+        after_step: (step, x) -> new state or None.
+        progress: show a bar.
+        device: default: the denoiser's parameters', else the CPU.
+        dtype: of the state, float32 or float64.
+
+    Returns:
+        (n, *shape).
+
+    Raises:
+        ConfigError: contradictory or impossible arguments.
+    """
+    job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
+    plan_times = job.grid_times(solver, steps, nfe, grid, final)
+    parts = [
+        job.run(part, plan_times, cond, pad, batch_size, callback, after_step, None)
+        for part in _track(job.parts(batch_size), progress)
+    ]
+    return torch.cat(parts)
+
+
+def trajectory(
+    denoiser: Denoiser,
+    *,
+    n: int | None = None,
+    shape: Sequence[int] | None = None,
+    x: Tensor | None = None,
+    indices: Sequence[int] | Tensor | None = None,
+    solver: Solver | str | dict[str, Any] | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid | str | dict[str, Any] | Tensor | Sequence[float] | None = None,
+    final: Literal["x0", "t_min"] = "x0",
+    cond: Any = None,
+    seed: philox.Seed = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """`sample` with every state kept: (times (N+1,), states (N+1, n, *shape)). Arguments as in `sample`."""
+    job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
+    times = job.grid_times(solver, steps, nfe, grid, final)
+    states: list[Tensor] = []
+    job.run(slice(0, job.n), times, cond, False, None, None, None, states)
+    return times, torch.stack(states)
+
+
+def encode(
+    denoiser: Denoiser,
+    x: Tensor,
+    *,
+    solver: Solver | str | dict[str, Any] | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid | str | dict[str, Any] | Tensor | Sequence[float] | None = None,
+    cond: Any = None,
+) -> Tensor:
+    """Run the probability-flow ODE from data to noise (book Sec. 4.2.2): the latent at the noisiest time.
+
+    Args:
+        denoiser: as in `sample`.
+        x: data (n, *shape), taken as the state at the cleanest supported time.
+        solver: a deterministic one; default DDIM().
+        steps, nfe, grid, cond: as in `sample`; a given array of times increases.
+    """
+    job = _Job(denoiser, None, None, x, None, 0, x.device, x.dtype)
+    times = job.grid_times(solver, steps, nfe, grid, "t_min")
+    if bool(times[0] > times[-1]):
+        times = times.flip(0)
+    return job.run(slice(0, job.n), times, cond, False, None, None, None, None)
+
+
+class _Job:
+    """One call's settled arguments."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        n: int | None,
+        shape: Sequence[int] | None,
+        x: Tensor | None,
+        indices: Sequence[int] | Tensor | None,
+        seed: philox.Seed,
+        device: torch.device | str | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.denoiser, self.process, self.seed, self.x = denoiser, denoiser.process, seed, x
+        if dtype not in (torch.float32, torch.float64):
+            raise ConfigError(f"dtype: given {dtype}, must be torch.float32 or torch.float64 (the state's precision)")
+        self.dtype = dtype if x is None else torch.promote_types(x.dtype, torch.float32)
+        self.device = torch.device(device) if device is not None else _device_of(denoiser)
+        self.shape = tuple(shape) if shape is not None else tuple(denoiser.shape if x is None else x.shape[1:])
+        if not self.shape and x is None:
+            raise ConfigError("shape: this denoiser does not know the shape of an event; give shape=(...)")
+        many = None if isinstance(seed, int) else len(seed)
+        lengths = {
+            "n": n,
+            "x": None if x is None else len(x),
+            "indices": None if indices is None else len(indices),
+            "seed": many,
+        }
+        given = {name: length for name, length in lengths.items() if length is not None}
+        if len(set(given.values())) > 1:
+            raise ConfigError(f"numbers of samples differ: {given}; give one, or equal ones")
+        self.n = next(iter(given.values()), 64)
+        if self.n < 1:
+            raise ConfigError(f"n: given {self.n}, must be at least 1")
+        if indices is None:
+            numbers = torch.arange(self.n) if many is None else torch.zeros(self.n, dtype=torch.int64)
+        else:
+            numbers = torch.as_tensor(indices, dtype=torch.int64)
+        self.index = numbers.to(self.device)
+
+    def grid_times(self, solver: Any, steps: int | None, nfe: int | None, grid: Any, final: str) -> Tensor:
+        """The plan's times, and the solver it is for."""
+        process, (noisy, clean) = self.process, self.denoiser.lam_range
+        self.solver: Solver = DDIM() if solver is None else build("solver", solver)
+        if steps is not None and nfe is not None:
+            raise ConfigError(f"give steps or nfe, not both (given steps={steps}, nfe={nfe})")
+        for name, value in (("steps", steps), ("nfe", nfe)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: given {value}, must be at least 1")
+        if final not in ("x0", "t_min"):
+            raise ConfigError(f"final: given {final!r}; allowed: 'x0', 't_min'")
+        chosen = UniformLam() if grid is None else as_grid(grid)
+        if isinstance(chosen, Times):
+            return chosen.times(process, 0, 0.0, 0.0, False)
+        whole = float(process.lam(process.T))
+        start = process.T if noisy <= whole else float(process.time(noisy))
+        if self.solver.open_start and bool(process.alpha(start) == 0.0):
+            start = process.t_max
+        stop = max(process.t_min, float(process.time(clean)))
+        to_zero = final == "x0"
+        if nfe is not None:
+            steps = steps_for_nfe(self.solver, chosen, process, nfe, start, stop, to_zero)
+        return chosen.times(process, DEFAULT_STEPS if steps is None else steps, start, stop, to_zero)
+
+    def parts(self, batch_size: int | None) -> list[slice]:
+        size = self.n if batch_size is None else batch_size
+        if size < 1:
+            raise ConfigError(f"batch_size: given {size}, must be at least 1")
+        return [slice(i, min(i + size, self.n)) for i in range(0, self.n, size)]
+
+    def run(
+        self,
+        part: slice,
+        times: Tensor,
+        cond: Any,
+        pad: bool,
+        batch_size: int | None,
+        callback: Callback | None,
+        after_step: AfterStep | None,
+        states: list[Tensor] | None,
+    ) -> Tensor:
+        plan = self.solver.plan(self.process, times)
+        rows = torch.arange(part.start, part.stop, device=self.device)
+        count = len(rows)
+        if pad and batch_size is not None and count < batch_size:
+            rows = torch.cat([rows, rows[-1:].expand(batch_size - count)])
+        index = self.index[rows]
+        seed = self.seed if isinstance(self.seed, int) else torch.as_tensor(self.seed, dtype=torch.int64)[rows.cpu()]
+        condition = _take(repeat_cond(cond, self.n), rows)
+        if self.x is not None:
+            start = self.x.to(self.device, self.dtype)[rows]
+        else:
+            std = float(self.process.prior_std(plan.times[0]))
+            start = philox.normal(seed, index, self.shape, domain="prior", dtype=self.dtype) * std
+
+        def draw(step: int, k: int) -> Tensor:
+            return philox.normal(seed, index, self.shape, draw=step << 8 | k, dtype=self.dtype)
+
+        with torch.no_grad():
+            bound = bind(plan, self.denoiser, self.device, self.dtype)
+            result = run(
+                bound,
+                self.denoiser,
+                start,
+                cond=condition,
+                draw=draw,
+                callback=callback,
+                after_step=after_step,
+                states=states,
+            )
+        return result[:count]
+
+
+def _device_of(denoiser: Denoiser) -> torch.device:
+    inner: Any = denoiser
+    while not isinstance(inner, nn.Module) and hasattr(inner, "denoiser"):
+        inner = inner.denoiser
+    if isinstance(inner, nn.Module):
+        parameter = next(inner.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+    return torch.device("cpu")
+
+
+def _take(cond: Any, rows: Tensor) -> Any:
+    if isinstance(cond, dict):
+        return {name: _take(value, rows) for name, value in cond.items()}
+    if isinstance(cond, (list, tuple)):
+        return type(cond)(_take(value, rows) for value in cond)
+    if not isinstance(cond, Tensor):
+        return cond
+    value = cond.to(rows.device)
+    return value[rows]
+
+
+def _track(parts: list[slice], progress: bool) -> Any:
+    if not progress:
+        return parts
+    from rich.progress import track
+
+    return track(parts, description="sampling")
+
+
+def diffuse(
+    process: Process,
+    x0: Tensor,
+    times: Tensor | Sequence[float],
+    *,
+    seed: philox.Seed = 0,
+    indices: Tensor | None = None,
+    method: Literal["exact", "euler"] = "exact",
+    drift: Callable[[Tensor, float], Tensor] | None = None,
+) -> Tensor:
+    """Forward paths from data, read at `times`: (len(times), n, *shape).
+
+    All methods are driven by the increments of one Brownian path w per sample on [0, T], keyed by (seed, index), so
+    finer times refine the same path. "exact" uses the transition kernels (right in law at every time, whatever the
+    spacing); "euler" is Euler-Maruyama on dx = f x dt + g dw, strong order 1 in the spacing (book Sec. 4.1.1).
+
+    Args:
+        process: whose forward SDE it is.
+        x0: data (n, *shape) at time times[0].
+        times: increasing, in [0, T]; the first is where x0 is.
+        seed, indices: which paths; default one seed, numbers range(n).
+        method: "exact" or "euler".
+        drift: a drift (x, t) -> tensor in place of f(t) x; only Euler-Maruyama applies then.
+    """
+    from .solvers.grid import check_times
+
+    grid = torch.as_tensor(times, dtype=torch.float64)
+    check_times(grid, process, increasing=True)
+    if drift is not None and method == "exact":
+        raise ConfigError("method: given 'exact' with a drift of one's own, whose transitions are unknown; use 'euler'")
+    index = torch.arange(len(x0), device=x0.device) if indices is None else indices.to(x0.device)
+    horizon = process.T
+    path = philox.brownian(seed, index, grid / horizon, x0.shape[1:], dtype=x0.dtype)
+    gaps = (grid[1:] - grid[:-1]).tolist()
+    states = [x0]
+    for k, gap in enumerate(gaps):
+        s, t, x = float(grid[k]), float(grid[k + 1]), states[-1]
+        unit = (path[k + 1] - path[k]) * (horizon / gap) ** 0.5  # a standard normal
+        if method == "exact":
+            scale, std = process.transition(s, t)
+            states.append(expand(scale, x) * x + expand(std, x) * unit)
+        else:
+            slope = drift(x, s) if drift is not None else expand(process.f(s), x) * x
+            states.append(x + gap * slope + float(process.g2(s)) ** 0.5 * gap**0.5 * unit)
+    return torch.stack(states)

@@ -1,0 +1,67 @@
+"""What every solver is: a component that turns (process, times) into a plan."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..process import Process
+from .grid import Grid, check_times
+from .plan import Plan, Step, to_data
+
+__all__ = ["Solver", "steps_for_nfe"]
+
+
+class Solver:
+    """Base of solvers: a subclass gives `steps`, the coefficients of all steps at once.
+
+    Attributes:
+        slots: history slots its plans use.
+        stochastic: whether its plans draw noise (then they run towards the data only).
+        open_start: whether it cannot start where alpha = 0, because its coefficients are infinite there.
+    """
+
+    slots: ClassVar[int] = 1
+    stochastic: bool = False
+    open_start: bool = False
+
+    @property
+    def order(self) -> int:
+        """Global order of convergence (weak order for stochastic solvers)."""
+        raise NotImplementedError
+
+    def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
+        """The steps from times s to times t (equal shapes (N,), float64, t > 0)."""
+        raise NotImplementedError
+
+    def plan(self, process: Process, times: Tensor) -> Plan:
+        """The plan on `times` (N + 1,): decreasing towards data, or increasing to encode.
+
+        A last time of 0 is reached by `to_data`. Raises ConfigError for times the solver cannot use.
+        """
+        times = torch.as_tensor(times, dtype=torch.float64)
+        increasing = bool(times[-1] > times[0])
+        check_times(times, process, increasing=increasing)
+        if increasing and self.stochastic:
+            raise ConfigError(f"{self} is stochastic and runs towards the data only; encode with DDIM(), Heun() or RK4()")
+        if self.open_start and bool((process.alpha(times) == 0.0).any()):
+            raise ConfigError(f"{self} is singular at time {process.T:g}, where alpha = 0: start at {process.t_max:g}")
+        zero = bool(times[-1] == 0.0)
+        inner = times[:-1] if zero else times
+        steps = self.steps(process, inner[:-1], inner[1:]) if len(inner) > 1 else []
+        if zero:
+            steps.append(to_data(float(times[-2])))
+        return Plan(tuple(steps), self.slots).pruned()
+
+
+def steps_for_nfe(
+    solver: Solver, grid: Grid, process: Process, nfe: int, start: float, stop: float, to_zero: bool
+) -> int:
+    """The largest number of steps whose plan makes at most `nfe` evaluations. Raises ConfigError if there is none."""
+    for steps in range(nfe, 0, -1):
+        if solver.plan(process, grid.times(process, steps, start, stop, to_zero)).nfe <= nfe:
+            return steps
+    raise ConfigError(f"nfe: given {nfe}, which is less than one step of {solver} needs")

@@ -1,0 +1,315 @@
+"""The executor: one loop that runs every plan.
+
+`bind` turns a plan into numbers for one denoiser: the denoiser's own reading is folded into the coefficients, so that
+a step that evaluates once costs one scaling and one addition beyond the network. In place by default; functional
+when gradients are recorded or under torch.func, so that a sampler can be differentiated.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..component import Array
+from ..errors import ConfigError
+from ..prediction import Denoiser, Prediction, coefficients, reading
+from ..process import expand
+from .plan import Coef, Plan, Reg, Stage, Step, Term
+
+__all__ = ["Bound", "bind", "run"]
+
+Draw = Callable[[int, int], Tensor]
+Callback = Callable[[int, float, Tensor, Prediction | None], bool | None]
+AfterStep = Callable[[int, Tensor], Tensor | None]
+RAW = "raw"  # the denoiser's own output at the latest evaluation; never held beyond the next one
+
+
+@dataclass(frozen=True)
+class BoundStage:
+    """A stage in numbers. `scaled` is (p, q) of m = p y + q raw; `folded` means m is never formed."""
+
+    terms: tuple[tuple[Any, Coef], ...]
+    time: float | None
+    reading: str
+    scaled: tuple[Coef, Coef]
+    keep: int | None
+    folded: bool
+    alias: bool  # y is the step's start itself
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A step in numbers."""
+
+    start: float
+    end: float
+    stages: tuple[BoundStage, ...]
+    out: tuple[tuple[Any, Coef], ...]
+    draws: int
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A plan bound to a denoiser: what `run` executes."""
+
+    steps: tuple[BoundStep, ...]
+    slots: int
+
+
+def _product(a: Coef, b: Coef, device: torch.device, dtype: torch.dtype) -> Coef:
+    if isinstance(a, float) and isinstance(b, float):
+        return a * b
+    if isinstance(a, Array) and isinstance(b, (float, Array)):
+        return Array(a.value * (b.value if isinstance(b, Array) else b))
+    if isinstance(a, float) and isinstance(b, Array):
+        return Array(a * b.value)
+    first, second = a, b  # a rule is involved: multiply what it gives, sample by sample
+    return lambda registers: _value(first, registers, device, dtype) * _value(second, registers, device, dtype)
+
+
+def _value(c: Coef, registers: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(c, float):
+        return c
+    return c.to(device, dtype) if isinstance(c, Array) else c(registers)
+
+
+def _merged(terms: list[tuple[Any, Coef]]) -> tuple[tuple[Any, Coef], ...]:
+    """Numbers that multiply the same register are added; the state comes first, so that it can be scaled in place."""
+    numbers: dict[Any, float] = defaultdict(float)
+    rest: list[tuple[Any, Coef]] = []
+    for register, c in terms:
+        if isinstance(c, float):
+            numbers[register] += c
+        else:
+            rest.append((register, c))
+    merged: list[tuple[Any, Coef]] = [(register, c) for register, c in numbers.items() if c != 0.0]
+    return tuple(sorted(merged, key=lambda term: term[0] != ("x", 0)) + rest)
+
+
+def _later_reads(step: Step, j: int, slot: int) -> bool:
+    """Whether stage j's evaluation is read after another one has been made in the same step."""
+    nxt = next((i for i in range(j + 1, len(step.stages)) if step.stages[i].time is not None), None)
+    if nxt is None:
+        return False
+    after: list[Term] = [*step.out, *(t for stage in step.stages[nxt + 1 :] for t in stage.terms)]
+    return any(register == ("m", slot) for register, _ in after)
+
+
+def _survivors(plan: Plan) -> list[set[int]]:
+    """For every step, the slots whose contents a later step reads."""
+    live: set[int] = set()
+    result: list[set[int]] = []
+    for step in reversed(plan.steps):
+        result.append(set(live))
+        for terms in [step.out, *(stage.terms for stage in reversed(step.stages))]:
+            live |= {register[1] for register, _ in terms if register[0] == "m"}
+        live -= _written_first(step)
+    return result[::-1]
+
+
+def _written_first(step: Step) -> set[int]:
+    """Slots this step writes before it reads them."""
+    written: set[int] = set()
+    read: set[int] = set()
+    for stage in step.stages:
+        read |= {register[1] for register, _ in stage.terms if register[0] == "m"} - written
+        if stage.keep is not None:
+            written.add(stage.keep)
+    return written - read
+
+
+def bind(plan: Plan, denoiser: Denoiser, device: torch.device, dtype: torch.dtype) -> Bound:
+    """The plan in numbers for this denoiser: its reading folded in, terms merged.
+
+    Args:
+        plan: what to run; evaluations nothing reads should have been pruned.
+        denoiser: whose `reading` is folded in (None: it is asked for the plan's readings one by one).
+        device, dtype: of the state.
+    """
+    survivors = _survivors(plan)
+    steps: list[BoundStep] = []
+    for n, step in enumerate(plan.steps):
+        folded: dict[int, tuple[Reg, Coef, Coef]] = {}  # slot -> (y, p, q): m stands for p y + q raw
+        alias: dict[Reg, Reg] = {}
+        stages: list[BoundStage] = []
+
+        def resolve(
+            terms: tuple[Term, ...],
+            folded: dict[int, tuple[Reg, Coef, Coef]] = folded,
+            alias: dict[Reg, Reg] = alias,
+        ) -> tuple[tuple[Any, Coef], ...]:
+            flat: list[tuple[Any, Coef]] = []
+            for register, c in terms:
+                if register[0] == "m" and register[1] in folded:
+                    y, p, q = folded[register[1]]
+                    flat += [(y, _product(c, p, device, dtype)), (RAW, _product(c, q, device, dtype))]
+                else:
+                    flat.append((alias.get(register, register), c))
+            return _merged(flat)
+
+        for j, stage in enumerate(step.stages):
+            terms = resolve(stage.terms)
+            same = terms == ((("x", 0), 1.0),)
+            if same:
+                alias[("y", j)] = ("x", 0)
+            scaled: tuple[Coef, Coef] = stage.affine
+            fold = False
+            if stage.time is not None:
+                scaled = _folded_reading(stage, stage.time, denoiser, device, dtype)
+                assert stage.keep is not None
+                rules = any(callable(c) for _, c in step.out) or any(callable(c) for c in scaled)
+                fold = not rules and stage.keep not in survivors[n] and not _later_reads(step, j, stage.keep)
+                folded.pop(stage.keep, None)
+                if fold:
+                    folded[stage.keep] = (alias.get(("y", j), ("y", j)), *scaled)
+            stages.append(BoundStage(terms, stage.time, stage.reading, scaled, stage.keep, fold, same))
+        steps.append(BoundStep(step.start, step.end, tuple(stages), resolve(step.out), step.draws))
+    return Bound(tuple(steps), plan.slots)
+
+
+def _folded_reading(
+    stage: Stage, time: float, denoiser: Denoiser, device: torch.device, dtype: torch.dtype
+) -> tuple[Coef, Coef]:
+    """(p, q) of m = p y + q raw: the stage's affine form of the denoiser's own reading."""
+    if denoiser.reading is None:
+        return stage.affine
+    to_p, to_q = coefficients(denoiser.process, time, denoiser.reading, reading(stage.reading))
+    on_y = _product(stage.affine[1], float(to_p), device, dtype)
+    p = stage.affine[0]
+    if isinstance(p, float) and isinstance(on_y, float):
+        total: Coef = p + on_y
+    else:
+        total = lambda registers: _value(p, registers, device, dtype) + _value(on_y, registers, device, dtype)  # noqa: E731
+    return total, _product(stage.affine[1], float(to_q), device, dtype)
+
+
+class _File:
+    """The registers of one run."""
+
+    def __init__(self, x: Tensor, slots: int, functional: bool) -> None:
+        self.x, self.functional = x, functional
+        self.y: dict[int, Tensor] = {}
+        self.m: list[Tensor | None] = [None] * slots
+        self.z: list[Tensor] = []
+        self.raw: Tensor | None = None
+        self.variances: dict[int, Tensor | None] = {}
+        self.alias: set[int] = set()
+
+    def __getitem__(self, register: Any) -> Tensor:
+        if register == RAW:
+            assert self.raw is not None
+            return self.raw
+        kind, i = register
+        if kind == "x" or (kind == "y" and i in self.alias):
+            return self.x
+        if kind == "one":
+            return torch.ones((), dtype=self.x.dtype)
+        found = {"y": self.y, "m": self.m, "z": self.z}[kind][i]  # type: ignore[index]
+        assert found is not None
+        return found
+
+    def variance(self, slot: int) -> Tensor:
+        value = self.variances.get(slot)
+        if value is None:
+            raise ConfigError("variance='learned' needs a denoiser with learned_variance=True")
+        return value
+
+    def combine(self, terms: tuple[tuple[Any, Coef], ...], into: Tensor | None) -> Tensor:
+        """sum c r, written into `into` where that is allowed."""
+        like = self.x
+        values = [(self[register], self._coefficient(c, like)) for register, c in terms]
+        if not values:
+            return torch.zeros_like(like) if into is None or self.functional else into.zero_()
+        (first, c), *rest = values
+        if self.functional or into is None:
+            total = (first * c).to(like.dtype)
+            total = total.expand_as(like).clone() if total.ndim == 0 else total
+        elif first is into:
+            total = into if _is_one(c) else into.mul_(c)
+        else:
+            total = torch.mul(first, c, out=into) if first.dtype == into.dtype else into.copy_(first).mul_(c)
+        for value, c in rest:
+            if self.functional:
+                total = total + value * c
+            elif isinstance(c, float):
+                total = total.add_(value, alpha=c)
+            else:
+                total = total.addcmul_(value, c)
+        return total
+
+    def _coefficient(self, c: Coef, like: Tensor) -> Any:
+        if isinstance(c, float):
+            return c
+        if isinstance(c, Array):
+            return c.like(like)
+        value = c(self)
+        return expand(value, like) if value.ndim <= 1 else value
+
+
+def _is_one(c: Any) -> bool:
+    return isinstance(c, float) and c == 1.0
+
+
+def run(
+    bound: Bound,
+    denoiser: Denoiser,
+    x: Tensor,
+    *,
+    cond: Any = None,
+    draw: Draw | None = None,
+    callback: Callback | None = None,
+    after_step: AfterStep | None = None,
+    states: list[Tensor] | None = None,
+) -> Tensor:
+    """Run a bound plan from state `x` (B, *event) at its first time; `x` itself is not changed.
+
+    Args:
+        bound: from `bind`.
+        denoiser: the one it was bound to.
+        x: the start, at least float32.
+        cond: passed to the denoiser.
+        draw: (step, k) -> standard normal of x's shape; needed by stochastic plans.
+        callback: (step, time, state, prediction) after the first evaluation of a step; True stops there.
+        after_step: (step, state) -> a new state, or None to leave it.
+        states: receives a copy of every state, the start included.
+    """
+    if draw is None and any(step.draws for step in bound.steps):
+        raise ConfigError("this plan is stochastic: give draw, a source of noise")
+    functional = torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None
+    registers = _File(x if functional else x.clone(), bound.slots, functional)
+    if states is not None:
+        states.append(x.clone())
+    for n, step in enumerate(bound.steps):
+        registers.z = [] if draw is None else [draw(n, k) for k in range(step.draws)]
+        registers.alias = {j for j, stage in enumerate(step.stages) if stage.alias}
+        first = True
+        for j, stage in enumerate(step.stages):
+            if not stage.alias and stage.terms:
+                registers.y[j] = registers.combine(stage.terms, None if functional else registers.y.get(j))
+            if stage.time is None:
+                continue
+            at = registers[("y", j)]
+            prediction = denoiser(at, stage.time, cond)
+            registers.raw = prediction.value if denoiser.reading is not None else prediction.read(stage.reading)
+            if not functional and registers.raw.data_ptr() == at.data_ptr():
+                registers.raw = registers.raw.clone()  # a network that hands its input back must not alias the state
+            assert stage.keep is not None
+            registers.variances[stage.keep] = prediction.variance
+            if not stage.folded:
+                terms = _merged([(("x", 0) if stage.alias else ("y", j), stage.scaled[0]), (RAW, stage.scaled[1])])
+                registers.m[stage.keep] = registers.combine(terms, None if functional else registers.m[stage.keep])
+            if first and callback is not None and callback(n, step.start, registers.x.clone(), prediction):
+                return registers.x
+            first = False
+        registers.x = registers.combine(step.out, None if functional else registers.x)
+        if after_step is not None:
+            changed = after_step(n, registers.x)
+            registers.x = registers.x if changed is None else changed
+        if states is not None:
+            states.append(registers.x.clone())
+    return registers.x

@@ -1,0 +1,204 @@
+"""A recipe: one YAML file that names data, process, network, objective, training and sampling."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field
+
+from ..component import component
+from ..data import Data, Samples
+from ..denoiser import NetDenoiser
+from ..errors import ConfigError, FileError, closest
+from ..objectives import Denoising
+from ..process import Process
+from ..registry import build, lookup, resolves, spec
+from ..solvers import Grid, Solver
+
+__all__ = ["Recipe", "read", "recipe_names", "recipes_folder"]
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+@component
+class Reads:
+    """How the network is used: see `NetDenoiser`."""
+
+    key: ClassVar[str] = "denoiser"
+    predict: str = "velocity"
+    precondition: Literal["none", "edm"] = "none"
+    time: str = "t"
+    sigma_data: Positive = 0.5
+    learned_variance: bool = False
+
+
+@component
+class Training:
+    """The optimisation: AdamW with linear warm-up, clipped gradients and an average of the weights."""
+
+    key: ClassVar[str] = "train"
+    steps: Count = 1000
+    batch: Count = 128
+    lr: Positive = 1e-3
+    warmup: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Positive = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Count = 20
+    sample_every: Annotated[int, Field(ge=0)] = 500
+
+
+@component
+class Sampling:
+    """How pictures are drawn while training, and by default afterwards."""
+
+    key: ClassVar[str] = "sampling"
+    solver: Annotated[Solver, resolves("solver")] = Field(default_factory=lambda: build("solver", "heun"))
+    grid: Annotated[Grid, resolves("grid")] = Field(default_factory=lambda: build("grid", "t"))
+    steps: Count = 20
+    guidance: float = 1.0
+    n: Count = 64
+
+
+@component
+class Run:
+    """Where a run is kept; default runs/<name>."""
+
+    key: ClassVar[str] = "run"
+    dir: str = ""
+
+
+@component
+class Recipe:
+    """Everything a training needs; every field but `data` and `net` has a default.
+
+    Args:
+        data: a data source.
+        net: the network's kind and fields; what follows from the data (channels, size, dim, classes) is filled in.
+        name: names the run's folder.
+        process, denoiser, objective, train, sampling, run: the sections.
+    """
+
+    key: ClassVar[str] = "recipe"
+    data: Annotated[Data, resolves("data")]
+    net: dict[str, Any]
+    name: str = "run"
+    process: Annotated[Process, resolves("process")] = Field(default_factory=lambda: build("process", "flow"))
+    denoiser: Reads = Reads()
+    objective: Annotated[Denoising, resolves("objective")] = Denoising()
+    train: Training = Training()
+    sampling: Sampling = Sampling()
+    run: Run = Run()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.dir or f"runs/{self.name}")
+
+    def model(self, samples: Samples) -> NetDenoiser:
+        """A fresh denoiser for these samples; the network's sizes follow from them where they are not given."""
+        values = dict(self.net)
+        cls = lookup("net", str(values.get("kind", "")))
+        shape = samples.shape
+        facts = {"dim": math.prod(shape), "channels": shape[0], "size": shape[-1], "classes": len(samples.classes)}
+        names = inspect.signature(cls.__init__).parameters
+        net = build("net", {name: value for name, value in facts.items() if name in names} | values)
+        reads = {name: getattr(self.denoiser, name) for name in Reads.__dataclass_fields__}
+        return NetDenoiser(net, self.process, shape=shape, **reads)
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default written out, as plain values for YAML."""
+        parts = {"name": self.name} | {
+            name: spec(getattr(self, name), path=name) for name in ("data", "process", "objective")
+        }
+        sections: dict[str, Any] = {}
+        for name in ("denoiser", "train", "sampling", "run"):
+            section = getattr(self, name)
+            sections[name] = {field: spec(getattr(section, field)) for field in type(section).__dataclass_fields__}
+        return parts | {"net": self.net} | sections
+
+
+SECTIONS = ("denoiser", "train", "sampling", "run")
+
+
+def recipes_folder() -> Path:
+    """Where the recipes that come with fokker are: inside the package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "recipes" if (package / "recipes").is_dir() else package.parents[1] / "recipes"
+
+
+def recipe_names() -> dict[str, Path]:
+    """The recipes that come with fokker: name to file."""
+    return {file.stem: file for file in sorted(recipes_folder().glob("*.yaml"))}
+
+
+def read(given: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from its name or file, with `key=value` overrides such as train.steps=400 or process=vp.
+
+    Raises:
+        FileError: no such recipe, or not YAML.
+        ConfigError: an unknown key or an impossible value; one line names key, value and what is allowed.
+    """
+    known = recipe_names()
+    file = known.get(str(given), Path(given))
+    if not file.is_file():
+        raise FileError(f"no recipe {str(given)!r}: {closest(str(given), known)}, or the path of a YAML file")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileError(f"{file}: not a readable YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: a recipe is a mapping of keys to values")
+    values.setdefault("name", file.stem)
+    for item in overrides:
+        _override(values, item)
+    return make(values)
+
+
+def make(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values."""
+    fields = list(Recipe.__dataclass_fields__)
+    for name in values:
+        if name not in fields:
+            raise ConfigError(f"recipe has no key {name!r}: {closest(str(name), fields)}")
+    parts = dict(values)
+    for name, cls in (("denoiser", Reads), ("train", Training), ("sampling", Sampling), ("run", Run)):
+        if name in parts:
+            if not isinstance(parts[name], Mapping):
+                raise ConfigError(f"{name}: given {parts[name]!r}, must be a mapping of keys to values")
+            parts[name] = cls(**parts[name])
+    if isinstance(parts.get("net"), str):
+        parts["net"] = {"kind": parts["net"]}
+    if isinstance(parts.get("net"), Mapping):
+        lookup("net", str(parts["net"].get("kind", "")))
+    if isinstance(parts.get("objective"), Mapping):
+        parts["objective"] = {"kind": "denoising"} | dict(parts["objective"])
+    return Recipe(**parts)
+
+
+def _override(values: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {item!r}: must be key=value, for example train.steps=400")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *path, last = key.split(".")
+    place = values
+    for part in path:
+        inner = place.get(part)
+        if isinstance(inner, str):  # a kind's name given short, now with a field
+            inner = {"kind": inner}
+        place[part] = {} if inner is None else inner
+        if not isinstance(place[part], dict):
+            raise ConfigError(f"override {item!r}: {part!r} is {inner!r}, which has no keys")
+        place = place[part]
+    place[last] = value

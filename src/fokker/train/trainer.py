@@ -1,0 +1,167 @@
+"""The training loop: a recipe in, a run folder out.
+
+What step k draws (batch, times, noise, dropped conditions) is a function of (seed, k) alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from .. import noise as philox
+from ..data import Samples, picture
+from ..denoiser import NetDenoiser
+from ..errors import ConfigError, FileError
+from ..guidance import CFG
+from ..registry import spec
+from ..sampling import sample
+from .checkpoint import MODEL, save, write_whole
+from .ema import EMA
+from .recipe import Recipe
+
+__all__ = ["batch_rows", "draw_samples", "train"]
+
+
+def batch_rows(seed: int, step: int, batch: int, n: int, known: dict[int, Tensor] | None = None) -> Tensor:
+    """The rows of the training set in batch `step`: every epoch is one permutation of all n, keyed by (seed, epoch).
+
+    Args:
+        seed, step, batch, n: the batch holds places [step batch, (step + 1) batch) of the endless list of epochs.
+        known: keeps permutations between calls.
+    """
+    known = {} if known is None else known
+    places = torch.arange(step * batch, (step + 1) * batch)
+    epochs = range(int(places[0]) // n, int(places[-1]) // n + 1)
+    for epoch in epochs:
+        if epoch not in known:
+            known[epoch] = philox.permutation(seed, n, epoch)
+    for old in [epoch for epoch in known if epoch not in epochs]:
+        del known[old]
+    return torch.cat([known[e][places[places // n == e] % n] for e in epochs])
+
+
+def draw_samples(denoiser: NetDenoiser, recipe: Recipe, classes: int) -> Tensor:
+    """The samples a run's pictures show: `sampling.n` of them, classes in turn, always the same noises."""
+    options = recipe.sampling
+    labels = torch.arange(options.n) % classes if classes else None
+    guided = denoiser if labels is None or options.guidance == 1.0 else CFG(denoiser, options.guidance)
+    return sample(
+        guided, n=options.n, solver=options.solver, grid=options.grid, steps=options.steps, cond=labels, seed=0
+    )
+
+
+def train(recipe: Recipe, *, progress: bool = True) -> Path:
+    """Train a recipe and return its run folder.
+
+    The folder holds `recipe.yaml` (resolved), `model.safetensors` (averaged weights), `log.jsonl` and `samples/`.
+
+    Raises:
+        FileError: the folder holds something already (nothing is overwritten).
+        ConfigError: data and network do not fit, or the loss is no longer finite.
+    """
+    folder, options = recipe.folder, recipe.train
+    if folder.exists() and any(folder.iterdir()):
+        raise FileError(f"{folder}: this folder is not empty and is left as it is; choose another with run.dir=...")
+    samples = recipe.data.load("train")
+    torch.manual_seed(options.seed)  # initial weights and dropout
+    denoiser = recipe.model(samples)
+    spec(denoiser, {})  # what cannot be saved is said before an hour is spent
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    denoiser.to(device)
+    average = EMA(denoiser, options.ema)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe.resolved(), sort_keys=False)
+    write_whole(folder / "recipe.yaml", lambda path: _write(path, text))
+    loop = _Loop(recipe, samples, denoiser, average, device)
+    with _bar(progress) as bar, (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        task = bar.add_task(recipe.name, total=options.steps, loss=math.nan, rate=0.0)
+        for step in range(options.steps):
+            record = loop.step(step)
+            if record is not None:
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                bar.update(task, loss=record["loss"], rate=record["samples_per_second"])
+            bar.advance(task)
+            last = step + 1 == options.steps
+            if last or (options.sample_every and (step + 1) % options.sample_every == 0):
+                loop.picture(folder / "samples" / f"{step + 1:06d}.png")
+    info = {"classes": list(samples.classes), "recipe": recipe.resolved(), "step": options.steps}
+    save(folder / MODEL, average.model, info)
+    return folder
+
+
+class _Loop:
+    """One training in progress."""
+
+    def __init__(
+        self, recipe: Recipe, samples: Samples, denoiser: NetDenoiser, average: EMA, device: torch.device
+    ) -> None:
+        self.recipe, self.options = recipe, recipe.train
+        self.samples, self.denoiser, self.average, self.device = samples, denoiser, average, device
+        self.optimiser = torch.optim.AdamW(
+            denoiser.parameters(), lr=self.options.lr, weight_decay=self.options.weight_decay
+        )
+        self.orders: dict[int, Tensor] = {}
+        self.since = time.perf_counter()
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+
+    def step(self, step: int) -> dict[str, Any] | None:
+        """One update; a record for the log every `log_every` steps."""
+        options = self.options
+        rows = batch_rows(options.seed, step, options.batch, len(self.samples), self.orders)
+        x0, labels = self.samples.take(rows)
+        x0 = x0.to(self.device, non_blocking=True)
+        cond = None if labels is None or not self.samples.classes else labels.to(self.device, non_blocking=True)
+        for group in self.optimiser.param_groups:
+            group["lr"] = options.lr * min(1.0, (step + 1) / max(1, options.warmup))
+        loss = self.recipe.objective(self.denoiser, x0, cond, seed=options.seed, step=step)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.norms.append(torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), options.clip).detach())
+        self.optimiser.step()
+        self.average.update(self.denoiser, step)
+        self.losses.append(loss.detach())
+        if (step + 1) % options.log_every and step + 1 != options.steps:
+            return None
+        mean, norm = float(torch.stack(self.losses).mean()), float(torch.stack(self.norms).mean())
+        if not math.isfinite(mean):
+            raise ConfigError(f"the loss is not finite at step {step + 1}: lower train.lr={options.lr} or train.clip")
+        now = time.perf_counter()
+        rate = len(self.losses) * options.batch / (now - self.since)
+        self.since = now
+        self.losses.clear()
+        self.norms.clear()
+        lr = self.optimiser.param_groups[0]["lr"]
+        return {"step": step + 1, "loss": mean, "gradient_norm": norm, "samples_per_second": rate, "lr": lr}
+
+    def picture(self, path: Path) -> None:
+        """Draw the averaged model's samples."""
+        began = time.perf_counter()
+        image = picture(draw_samples(self.average.model, self.recipe, len(self.samples.classes)))
+        if image is not None:
+            write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
+        self.since += time.perf_counter() - began  # drawing is not training
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _bar(show: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} samples/s"),
+        TimeRemainingColumn(),
+        disable=not show,
+    )

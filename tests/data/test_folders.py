@@ -1,0 +1,96 @@
+"""Folder: crop, resize, classes, stable splits, and trees that are refused."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fokker.data import Folder
+from fokker.errors import ConfigError, FileError
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def flat(value: int, size: int = 4) -> np.ndarray:
+    return np.full((size, size, 3), value, np.uint8)
+
+
+def test_central_square_is_kept(tmp_path: Path) -> None:
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, 2:6] = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    save(tmp_path / "a.png", wide)
+    samples = Folder(str(tmp_path), size=4, holdout=0).load()
+    assert samples.labels is None and samples.classes == ()
+    assert torch.equal(samples.values[0], torch.from_numpy(wide[:, 2:6]).permute(2, 0, 1))
+
+
+def test_resize_averages(tmp_path: Path) -> None:
+    checker = ((np.indices((64, 64)).sum(0) % 2) * 255).astype(np.uint8)
+    save(tmp_path / "a.png", checker)
+    values = Folder(str(tmp_path), size=8, channels=1, holdout=0).load().values
+    assert values.shape == (1, 1, 8, 8) and (values.int() - 127).abs().max() <= 3
+
+
+def test_sixteen_bits_and_transparency(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.full((4, 4), 257 * 100, np.uint16))
+    save(tmp_path / "b.png", np.full((4, 4, 4), 50, np.uint8))
+    values = Folder(str(tmp_path), size=4, channels=3, holdout=0).load().values
+    assert (values[0] == 100).all() and (values[1] == 50).all()
+
+
+def test_classes_are_sorted_subfolders(tmp_path: Path) -> None:
+    for value, name in ((30, "b/x.png"), (10, "a/x.png"), (20, "a/deep/y.png"), (99, ".hidden/z.png")):
+        save(tmp_path / name, flat(value))
+    (tmp_path / "a/notes.txt").write_text("not a picture")
+    samples = Folder(str(tmp_path), size=4, holdout=0).load()
+    assert samples.classes == ("a", "b") and samples.labels is not None
+    assert dict(zip(samples.values[:, 0, 0, 0].tolist(), samples.labels.tolist(), strict=True)) == {10: 0, 20: 0, 30: 1}
+
+
+def test_adding_files_moves_no_other(tmp_path: Path) -> None:
+    for i in range(100):
+        save(tmp_path / f"{i}.png", flat(i, 1))
+    folder = Folder(str(tmp_path), size=1, holdout=0.3)
+    train, test = (set(folder.load(split).values[:, 0, 0, 0].tolist()) for split in ("train", "test"))
+    assert train | test == set(range(100)) and not train & test and 16 <= len(test) <= 44
+    for i in range(100, 200):
+        save(tmp_path / f"new{i}.png", flat(i, 1))
+    again = set(folder.load("test").values[:, 0, 0, 0].tolist())
+    assert {i for i in again if i < 100} == test and len(again) > len(test)
+
+
+def test_corrupt_pictures_are_skipped_and_named(tmp_path: Path) -> None:
+    save(tmp_path / "good.png", flat(7))
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    save(tmp_path / "cut.png", noise)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:3000])
+    folder = Folder(str(tmp_path), size=4, holdout=0)
+    with pytest.warns(UserWarning, match=r"2 pictures cannot be decoded and are skipped: bad\.png, cut\.png") as caught:
+        samples = folder.load()
+    assert len(caught) == 1 and len(samples) == 1 and (samples.values == 7).all()
+    (tmp_path / "good.png").unlink()
+    with warnings.catch_warnings(), pytest.raises(FileError, match="none of the 2 pictures"):
+        warnings.simplefilter("ignore")
+        folder.load()
+
+
+def test_refused_trees(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="gone: does not exist"):
+        Folder(str(tmp_path / "gone"), size=4).load()
+    with pytest.raises(FileError, match="has no pictures"):
+        Folder(str(tmp_path), size=4).load()
+    save(tmp_path / "only/x.png", flat(1))
+    with pytest.raises(ConfigError, match=r"single class, 'only'.*without labels, or add a second class"):
+        Folder(str(tmp_path), size=4).load()
+    save(tmp_path / "loose.png", flat(1))
+    with pytest.raises(ConfigError, match="1 loose pictures beside the sub-folders only"):
+        Folder(str(tmp_path), size=4).load()
+    with pytest.raises(ConfigError, match="none of its 1 pictures fell into the test split"):
+        Folder(str(tmp_path / "only"), size=4, holdout=0).load("test")
