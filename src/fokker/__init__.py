@@ -1,0 +1,88 @@
+"""fokker: diffusion, score and flow generative models, every identity checked against closed forms.
+
+The names below are the whole front door; they are imported when first used, so `import fokker` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "process": ("DDPM", "EDM", "OU", "VE", "VP", "Cosine", "Custom", "DiscreteVP", "Flow", "Linear", "SubVP", "Trig"),
+    "prediction": ("Denoiser", "Prediction", "Reading"),
+    "denoiser": ("NetDenoiser", "to_process"),
+    "objectives": ("Denoising",),
+    "sampling": ("diffuse", "encode", "sample", "trajectory"),
+    "train": ("fit", "load", "save"),
+    "registry": ("register",),
+}
+_MODULES = ("data", "exact", "guidance", "metrics", "nets", "noise", "objectives", "process", "solvers", "train")
+_NAMES = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "DDPM",
+    "EDM",
+    "OU",
+    "VE",
+    "VP",
+    "Cosine",
+    "Custom",
+    "Denoiser",
+    "Denoising",
+    "DiscreteVP",
+    "Flow",
+    "Linear",
+    "NetDenoiser",
+    "Prediction",
+    "Reading",
+    "SubVP",
+    "Trig",
+    "__version__",
+    "data",
+    "diffuse",
+    "encode",
+    "exact",
+    "fit",
+    "guidance",
+    "load",
+    "metrics",
+    "nets",
+    "noise",
+    "objectives",
+    "process",
+    "register",
+    "sample",
+    "save",
+    "solvers",
+    "to_process",
+    "train",
+    "trajectory",
+]
+
+if TYPE_CHECKING:
+    from . import data, exact, guidance, metrics, nets, noise, objectives, process, solvers, train
+    from .denoiser import NetDenoiser, to_process
+    from .objectives import Denoising
+    from .prediction import Denoiser, Prediction, Reading
+    from .process import DDPM, EDM, OU, VE, VP, Cosine, Custom, DiscreteVP, Flow, Linear, SubVP, Trig
+    from .registry import register
+    from .sampling import diffuse, encode, sample, trajectory
+    from .train import fit, load, save
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(import_module(f".{_NAMES[name]}", __name__), name)
+    elif name in _MODULES:
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module 'fokker' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

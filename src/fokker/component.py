@@ -93,6 +93,9 @@ class Array:
 
 
 def _line(cls: type, detail: ErrorDetails) -> str:
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):  # from a component further in, which has said it all
+        return str(cause)
     name = ".".join(str(part) for part in detail["loc"])
     owner = getattr(cls, "key", cls.__name__)  # a recipe's section is known by its key
     if detail["type"] == "unexpected_keyword_argument":
@@ -125,8 +128,8 @@ def component(cls: C) -> C:
             lines = [_line(type(self), detail) for detail in error.errors()]
             raise ConfigError("; ".join(lines)) from None
 
-    made.__init__ = __init__
-    return made
+    made.__init__ = __init__  # type: ignore[method-assign]
+    return made  # type: ignore[return-value]
 
 
 def recorded(cls: C) -> C:
@@ -148,7 +151,7 @@ def recorded(cls: C) -> C:
         config = {name: value for name, value in bound.arguments.items() if name != "self"}
         inner(self, *args, **kwargs)
         if type(self) is cls:
-            self.config = config
+            self.config = config  # type: ignore[attr-defined]
 
     cls.__init__ = __init__  # type: ignore[misc]
     return cls

@@ -112,8 +112,8 @@ def coefficients(process: Process, s: float | Tensor, source: Reading, target: R
     if source == target:
         return torch.zeros_like(s), torch.ones_like(s)
     alpha, sigma = process.alpha(s), process.sigma(s)
-    A, B, k = source.row(process, s)  # noqa: N806  (the field's letters)
-    C, D, k_target = target.row(process, s)  # noqa: N806
+    A, B, k = source.row(process, s)
+    C, D, k_target = target.row(process, s)
     delta = (A * sigma - B * alpha) * k_target
     p = (A * D - B * C) / delta
     q = (C * sigma - D * alpha) * k / delta
@@ -199,7 +199,7 @@ class Prediction:
         if wanted.name == "noise":
             return self.pair[1]
         s = as_time(self.s)
-        C, D, k = wanted.row(self.process, s)  # noqa: N806
+        C, D, k = wanted.row(self.process, s)
         _require_finite((C + D) / k, s, self.process.sigma(s), "x0 and noise", wanted.name)
         return expand(C / k, self.x) * self.pair[0] + expand(D / k, self.x) * self.pair[1]
 
@@ -244,9 +244,16 @@ class Denoiser(Protocol):
         reading: the reading every Prediction of it carries as `value`, or None for the pair (x0, noise).
     """
 
-    process: Process
-    shape: tuple[int, ...]
-    lam_range: tuple[float, float]
-    reading: Reading | None
+    @property
+    def process(self) -> Process: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def lam_range(self) -> tuple[float, float]: ...
+
+    @property
+    def reading(self) -> Reading | None: ...
 
     def __call__(self, x: Tensor, s: float | Tensor, cond: Any = None) -> Prediction: ...

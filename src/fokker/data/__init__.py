@@ -3,6 +3,7 @@
 from .arrays import Arrays
 from .folders import Folder
 from .images import Fashion
+from .pictures import picture, scatter_image
 from .samples import Data, Samples, grid_image, to_uint8
 from .toy import Checkerboard, EightGaussians, Moons, Pinwheel, Spirals, SwissRoll
 
@@ -19,5 +20,7 @@ __all__ = [
     "Spirals",
     "SwissRoll",
     "grid_image",
+    "picture",
+    "scatter_image",
     "to_uint8",
 ]

@@ -15,7 +15,7 @@ __all__ = ["Condition", "Embedding", "TimeFeatures", "at_least", "zeroed"]
 M = TypeVar("M", nn.Linear, nn.Conv2d)
 
 
-def at_least(minimum: int, owner: str, **values: int) -> None:
+def at_least(minimum: int, owner: str, **values: object) -> None:
     """Refuse arguments that are not integers >= minimum. Raises ConfigError naming the first."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

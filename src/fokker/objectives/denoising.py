@@ -62,22 +62,26 @@ class Denoising:
     @classmethod
     def ddpm(cls, **changes: Any) -> Denoising:
         """Ho et al. 2020's L_simple: the noise, weight 1, uniform times (levels, on a DiscreteVP)."""
-        return cls(**{"predict": "noise", "weight": Uniform(), "times": UniformTimes(levels=True)} | changes)
+        defaults: dict[str, Any] = {"predict": "noise", "weight": Uniform(), "times": UniformTimes(levels=True)}
+        return cls(**defaults | changes)
 
     @classmethod
     def dsm(cls, **changes: Any) -> Denoising:
         """Denoising score matching: the score, weight sigma^2, uniform times (Song & Ermon 2019; book Eq. 4.2.1)."""
-        return cls(**{"predict": "score", "weight": Sigma2(), "times": UniformTimes()} | changes)
+        defaults: dict[str, Any] = {"predict": "score", "weight": Sigma2(), "times": UniformTimes()}
+        return cls(**defaults | changes)
 
     @classmethod
     def cfm(cls, **changes: Any) -> Denoising:
         """Conditional flow matching: the velocity, weight 1, uniform times (Lipman et al. 2022; book Eq. 5.2.9)."""
-        return cls(**{"predict": "velocity", "weight": Uniform(), "times": UniformTimes()} | changes)
+        defaults: dict[str, Any] = {"predict": "velocity", "weight": Uniform(), "times": UniformTimes()}
+        return cls(**defaults | changes)
 
     @classmethod
     def edm(cls, sigma_data: float = 0.5, **changes: Any) -> Denoising:
         """Karras et al. 2022: x0 weighted so that EDM's F has weight 1, log-normal noise levels."""
-        return cls(**{"predict": "x0", "weight": EDMWeight(sigma_data), "times": LogNormal()} | changes)
+        defaults: dict[str, Any] = {"predict": "x0", "weight": EDMWeight(sigma_data), "times": LogNormal()}
+        return cls(**defaults | changes)
 
     def terms(
         self,
@@ -121,7 +125,7 @@ class Denoising:
         prediction = denoiser(x, t, cond)
         source = weighed if denoiser.reading is None else denoiser.reading
         value = prediction.value if denoiser.reading is not None else prediction.read(weighed)
-        A, B, k = source.row(process, t)  # noqa: N806
+        A, B, k = source.row(process, t)
         target = expand(A / k, x) * x0 + expand(B / k, x) * eps
         weight = self.weight.value(process, t) * coefficients(process, t, source, weighed)[1] ** 2
         if self.density == "replace":

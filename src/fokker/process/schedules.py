@@ -32,7 +32,8 @@ class _BetaClock(Process):
 
     def __post_init__(self) -> None:
         if self.beta_max < self.beta_min:
-            raise ConfigError(f"beta_max must be at least beta_min={self.beta_min} (given {self.beta_max})")
+            name = type(self).__name__
+            raise ConfigError(f"{name}.beta_max: given {self.beta_max}, must be at least beta_min={self.beta_min}")
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t
@@ -40,7 +41,7 @@ class _BetaClock(Process):
     def _integral(self, t: Tensor) -> Tensor:
         return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
-    def _time_of_integral(self, B: Tensor) -> Tensor:  # noqa: N803
+    def _time_of_integral(self, B: Tensor) -> Tensor:
         slope = self.beta_max - self.beta_min
         return 2.0 * B / (self.beta_min + (self.beta_min**2 + 2.0 * slope * B).sqrt())
 
@@ -83,7 +84,7 @@ class VP(_BetaClock):
         return self._beta(as_time(t))
 
     def lam(self, t: Time) -> Tensor:
-        B = self._integral(as_time(t))  # noqa: N806
+        B = self._integral(as_time(t))
         return -0.5 * (B + (-torch.expm1(-B)).log())
 
     def time(self, lam: Time) -> Tensor:
@@ -114,13 +115,13 @@ class SubVP(_BetaClock):
         return self._beta(t) * -torch.expm1(-2.0 * self._integral(t))
 
     def lam(self, t: Time) -> Tensor:
-        B = self._integral(as_time(t))  # noqa: N806
+        B = self._integral(as_time(t))
         return -0.5 * B - (-torch.expm1(-B)).log()
 
     def time(self, lam: Time) -> Tensor:
         lam = as_time(lam)
         # With E = e^lam, alpha solves E alpha^2 + alpha - E = 0; log alpha is taken from the side that keeps digits.
-        E = lam.exp()  # noqa: N806
+        E = lam.exp()
         root = torch.hypot(torch.ones_like(E), 2.0 * E)
         rest = (1.0 + 1.0 / (root + 2.0 * E)) / (1.0 + root)  # 1 - alpha
         small = lam + math.log(2.0) - torch.log1p(root)
@@ -143,7 +144,8 @@ class VE(Process):
 
     def __post_init__(self) -> None:
         if self.sigma_max <= self.sigma_min:
-            raise ConfigError(f"sigma_max must exceed sigma_min={self.sigma_min} (given {self.sigma_max})")
+            name = type(self).__name__
+            raise ConfigError(f"{name}.sigma_max: given {self.sigma_max}, must exceed sigma_min={self.sigma_min}")
 
     @property
     def _log_ratio(self) -> float:
@@ -189,7 +191,8 @@ class EDM(Process):
 
     def __post_init__(self) -> None:
         if self.sigma_max <= self.sigma_min:
-            raise ConfigError(f"sigma_max must exceed sigma_min={self.sigma_min} (given {self.sigma_max})")
+            name = type(self).__name__
+            raise ConfigError(f"{name}.sigma_max: given {self.sigma_max}, must exceed sigma_min={self.sigma_min}")
 
     @property
     def T(self) -> float:  # noqa: N802

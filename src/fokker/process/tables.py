@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class DiscreteVP(Process):
     beta_start: Beta = None
     beta_end: Beta = None
     unit_prior = True
+    _log_alpha: ClassVar[Array]  # set per instance: log alpha at the levels 0..steps
+    _ends_at_zero: ClassVar[bool]
 
     def __post_init__(self) -> None:
         betas = self._given_betas()
@@ -62,13 +64,16 @@ class DiscreteVP(Process):
         object.__setattr__(self, "_ends_at_zero", bool(np.isinf(log_alpha[-1])))
         object.__setattr__(self, "_log_alpha", Array(log_alpha))
 
-    def _given_betas(self) -> np.ndarray:
+    def _given_betas(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         if isinstance(self.betas, Array):
-            return self.betas.value.numpy()
+            given: np.ndarray[Any, np.dtype[np.float64]] = self.betas.value.numpy()
+            return given
+        betas: np.ndarray[Any, np.dtype[np.float64]]
         n, published = self.steps, self.beta_start is None and self.beta_end is None
         if self.betas == "cosine":
             cosine = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * math.pi / 2) ** 2
-            return np.minimum(1.0 - cosine[1:] / cosine[:-1], 0.999)
+            betas = np.minimum(1.0 - cosine[1:] / cosine[:-1], 0.999)
+            return betas
         default = (0.00085, 0.012) if self.betas == "scaled_linear" else (1e-4, 0.02)
         low = default[0] if self.beta_start is None else self.beta_start
         high = default[1] if self.beta_end is None else self.beta_end
@@ -78,7 +83,8 @@ class DiscreteVP(Process):
             betas = np.linspace(low**0.5, high**0.5, n) ** 2
         else:
             betas = low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, n)))
-        return np.minimum(betas * 1000.0 / n, 0.999) if published else betas
+        betas = np.minimum(betas * 1000.0 / n, 0.999) if published else betas
+        return betas
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
@@ -87,14 +93,14 @@ class DiscreteVP(Process):
     def _locate(self, t: Time) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(t, log alpha at the knot below, log alpha at the knot above, how far in between), in float64."""
         t = as_time(t)
-        table: Tensor = self._log_alpha.to(t.device)  # type: ignore[attr-defined]
+        table: Tensor = self._log_alpha.to(t.device)
         place = t.double() * self.steps
         knot = place.floor().clamp(0, self.steps - 1).long()
         return t, table[knot], table[knot + 1], place - knot
 
     def _log(self, t: Time) -> Tensor:
         _, low, high, between = self._locate(t)
-        if self._ends_at_zero:  # type: ignore[attr-defined]
+        if self._ends_at_zero:
             last = low + torch.log1p(-between)
             return torch.where(torch.isinf(high), last, low + between * (high - low).nan_to_num(neginf=0.0))
         return low + between * (high - low)
@@ -128,7 +134,7 @@ class DiscreteVP(Process):
     def time(self, lam: Time) -> Tensor:
         lam = as_time(lam)
         log_alpha = -0.5 * torch.logaddexp(-2.0 * lam.double(), torch.zeros_like(lam, dtype=torch.float64))
-        table: Tensor = self._log_alpha.to(lam.device)  # type: ignore[attr-defined]
+        table: Tensor = self._log_alpha.to(lam.device)
         knot = (torch.searchsorted(-table, -log_alpha, right=True) - 1).clamp(0, self.steps - 1)
         low, high = table[knot], table[knot + 1]
         between = torch.where(torch.isinf(high), -torch.expm1(log_alpha - low), (log_alpha - low) / (high - low))
@@ -144,7 +150,7 @@ _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss
 class Linear(Process):
     """The process of a linear SDE dx = f(t) x dt + g(t) dw with given coefficients, its moments by quadrature.
 
-    alpha = exp(int_0^t f), sigma^2 = alpha^2 J, J = int_0^t g^2 / alpha^2, hence lam = -1/2 log J (book Eq. 4.3.3-4.3.4).
+    alpha = exp(int_0^t f), sigma^2 = alpha^2 J, J = int_0^t g^2 / alpha^2, so lam = -1/2 log J (book Eq. 4.3.3-4.3.4).
     Gauss-Legendre of 16 nodes on 256 cells, in float64; f and g^2 must be smooth and finite on [0, T].
 
     Args:
@@ -157,18 +163,17 @@ class Linear(Process):
     diffusion: Function
     horizon: Positive = 1.0
     t_min: Small = 1e-3
+    _tables: ClassVar[tuple[Array, Array, Array]]  # set per instance: cell edges, log alpha and J at them
 
     def __post_init__(self) -> None:
         edges = torch.linspace(0.0, self.horizon, 257, dtype=torch.float64)
         zero = torch.zeros(256, dtype=torch.float64)
-        log_alpha, J = self._advance(edges[:-1], edges[1:], zero)  # noqa: N806
+        log_alpha, J = self._advance(edges[:-1], edges[1:], zero)
         knots = torch.cat([zero[:1], log_alpha.cumsum(0)])
         total = torch.cat([zero[:1], (J * (-2.0 * knots[:-1]).exp()).cumsum(0)])
         if not bool(torch.isfinite(total).all()):
             raise ConfigError("Linear: f and g must be finite on [0, T]; for a singular end give Custom(alpha, sigma)")
-        object.__setattr__(self, "_edges", Array(edges))
-        object.__setattr__(self, "_knots", Array(knots))
-        object.__setattr__(self, "_total", Array(total))
+        object.__setattr__(self, "_tables", (Array(edges), Array(knots), Array(total)))
         self._check_decreasing()
 
     def _advance(self, low: Tensor, high: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,10 +194,10 @@ class Linear(Process):
     def _moments(self, t: Time) -> tuple[Tensor, Tensor]:
         """log alpha and J at t, in float64."""
         u = as_time(t).double()
-        edges, knots, total = (a.to(u.device) for a in (self._edges, self._knots, self._total))  # type: ignore[attr-defined]
+        edges, knots, total = (table.to(u.device) for table in self._tables)
         cell = (torch.searchsorted(edges, u, right=True) - 1).clamp(0, 255)
         start = knots[cell]
-        log_alpha, J = self._advance(edges[cell], u, start)  # noqa: N806
+        log_alpha, J = self._advance(edges[cell], u, start)
         return start + log_alpha, total[cell] + J
 
     @property
@@ -203,7 +208,7 @@ class Linear(Process):
         return self._moments(t)[0].exp().to(as_time(t).dtype)
 
     def sigma(self, t: Time) -> Tensor:
-        log_alpha, J = self._moments(t)  # noqa: N806
+        log_alpha, J = self._moments(t)
         return (log_alpha.exp() * J.sqrt()).to(as_time(t).dtype)
 
     def lam(self, t: Time) -> Tensor:
@@ -255,7 +260,8 @@ class Custom(Process):
         return torch.as_tensor(function(t), dtype=t.dtype, device=t.device).expand(t.shape)
 
     def _derivative(self, function: Function, t: Tensor) -> Tensor:
-        _, slope = torch.func.jvp(lambda u: self._value(function, u), (t,), (torch.ones_like(t),))
+        result = torch.func.jvp(lambda u: self._value(function, u), (t,), (torch.ones_like(t),))
+        slope: Tensor = result[1]
         return slope
 
     def alpha(self, t: Time) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..component import component
 from ..process import Process
 from .base import Solver
-from .plan import X, Coef, Registers, Step, evaluate
+from .plan import Coef, Registers, Step, Term, X, evaluate
 
 __all__ = ["Ancestral"]
 
@@ -43,7 +43,7 @@ class Ancestral(Solver):
             c: Coef = {"posterior": low, "forward": high}.get(self.variance, 0.0)
             if self.variance == "learned":
                 c = _learned_std(low, high)
-            out = ((X, a), (("m", 0), b), (("z", 0), c))
+            out: tuple[Term, ...] = ((X, a), (("m", 0), b), (("z", 0), c))
             steps.append(Step(start, end, (evaluate(start, "x0"),), out, draws=1))
         return steps
 

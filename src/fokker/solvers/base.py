@@ -46,7 +46,7 @@ class Solver:
         increasing = bool(times[-1] > times[0])
         check_times(times, process, increasing=increasing)
         if increasing and self.stochastic:
-            raise ConfigError(f"{self} is stochastic and runs towards the data only; encode with DDIM(), Heun() or RK4()")
+            raise ConfigError(f"{self} is stochastic and runs towards the data only; encode with DDIM() or Heun()")
         if self.open_start and bool((process.alpha(times) == 0.0).any()):
             raise ConfigError(f"{self} is singular at time {process.T:g}, where alpha = 0: start at {process.t_max:g}")
         zero = bool(times[-1] == 0.0)

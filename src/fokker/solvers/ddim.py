@@ -18,7 +18,7 @@ from torch import Tensor
 from ..component import component
 from ..process import Process
 from .base import Solver
-from .plan import X, Step, Term, evaluate
+from .plan import Step, Term, X, evaluate
 
 __all__ = ["DDIM", "ddim_coefficients"]
 

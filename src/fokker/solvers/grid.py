@@ -6,7 +6,7 @@ place 0 (uniform lam) spend N - 1 steps down to `stop` and the last one from the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Annotated, Any
 
 import torch
@@ -83,8 +83,8 @@ class Karras(Grid):
     rho: Annotated[float, Field(gt=0)] = 7.0
 
     def _place(self, process: Process, u: Tensor, start: float, stop: float) -> Tensor:
-        first = (-process.lam(min(start, process.t_max))).exp() ** (1.0 / self.rho)
-        last = (-process.lam(stop)).exp() ** (1.0 / self.rho)
+        first = (-process.lam(min(start, process.t_max)) / self.rho).exp()
+        last = (-process.lam(stop) / self.rho).exp()
         return process.time(-self.rho * (first + (last - first) * u).log())
 
 
@@ -93,7 +93,8 @@ class Quadratic(Grid):
     """Equal steps in sqrt(t) (Song et al. 2020a)."""
 
     def _place(self, process: Process, u: Tensor, start: float, stop: float) -> Tensor:
-        return (start**0.5 + (stop**0.5 - start**0.5) * u) ** 2
+        root: Tensor = math.sqrt(start) + (math.sqrt(stop) - math.sqrt(start)) * u
+        return root**2
 
 
 @component
@@ -110,7 +111,7 @@ def as_grid(given: Any) -> Grid:
     """A grid from a name, a recipe, a component or an array of times."""
     if isinstance(given, Grid):
         return given
-    if isinstance(given, Tensor) or (isinstance(given, Sequence) and not isinstance(given, str)) or hasattr(given, "dtype"):
+    if isinstance(given, (Tensor, list, tuple)) or hasattr(given, "__array__"):
         return Times(Array(given))
     grid = build("grid", given)
     if not isinstance(grid, Grid):

@@ -1,10 +1,10 @@
 r"""Runge-Kutta on the probability-flow ODE, in one of three coordinates (book Sec. 9.1, 9.4.5, App. A.1.4).
 
-    space "t"     dx/dt   = velocity
-    space "lam"   dx/dlam = velocity / lam'
-    space "rho"   d(x/alpha)/drho = noise,  rho = sigma / alpha     (Euler here is DDIM, Heun here is EDM's sampler)
+space "t"     dx/dt   = velocity
+space "lam"   dx/dlam = velocity / lam'
+space "rho"   d(x/alpha)/drho = noise,  rho = sigma / alpha     (Euler here is DDIM, Heun here is EDM's sampler)
 
-    y_j = x + h sum_{i<j} a_ji k_i,    x <- x + h sum_j b_j k_j
+y_j = x + h sum_{i<j} a_ji k_i,    x <- x + h sum_j b_j k_j
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..component import component
 from ..process import Process
 from .base import Solver
-from .plan import X, Stage, Step, Term, evaluate
+from .plan import Stage, Step, Term, X, evaluate
 
 __all__ = ["RK4", "Euler", "Heun", "Tableau"]
 
@@ -38,7 +38,7 @@ class _RungeKutta(Solver):
         return self.space != "t"
 
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
-        rows, weights = self.tableau
+        rows, _ = self.tableau
         nodes = torch.tensor([sum(row) for row in rows], dtype=torch.float64)
         if self.space == "t":
             u, times = s, s[:, None] + nodes * (t - s)[:, None]

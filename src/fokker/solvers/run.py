@@ -209,7 +209,7 @@ class _File:
             return self.x
         if kind == "one":
             return torch.ones((), dtype=self.x.dtype)
-        found = {"y": self.y, "m": self.m, "z": self.z}[kind][i]  # type: ignore[index]
+        found: Tensor | None = self.y[i] if kind == "y" else self.m[i] if kind == "m" else self.z[i]
         assert found is not None
         return found
 
@@ -226,6 +226,7 @@ class _File:
         if not values:
             return torch.zeros_like(like) if into is None or self.functional else into.zero_()
         (first, c), *rest = values
+        total: Tensor
         if self.functional or into is None:
             total = (first * c).to(like.dtype)
             total = total.expand_as(like).clone() if total.ndim == 0 else total

@@ -1,6 +1,6 @@
 r"""Solvers of the reverse-time SDE family (book Eq. 4.1.6, Prop. 6.4.1) and EDM's stochastic sampler.
 
-    dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dw,    dt < 0,    every eta >= 0 keeps the marginals p_t
+dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dw,    dt < 0,    every eta >= 0 keeps the marginals p_t
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..component import component
 from ..errors import ConfigError
 from ..process import Process
 from .base import Solver
-from .plan import X, Plan, Stage, Step, Term, evaluate
+from .plan import Plan, Stage, Step, Term, X, evaluate
 
 __all__ = ["EDMStochastic", "EulerMaruyama"]
 

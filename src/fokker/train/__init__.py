@@ -3,6 +3,6 @@
 from .checkpoint import load, read_header, save
 from .ema import EMA
 from .recipe import Recipe, read, recipe_names
-from .trainer import train
+from .trainer import fit
 
-__all__ = ["EMA", "Recipe", "load", "read", "read_header", "recipe_names", "save", "train"]
+__all__ = ["EMA", "Recipe", "fit", "load", "read", "read_header", "recipe_names", "save"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ __all__ = ["EMA"]
 M = TypeVar("M", bound=nn.Module)
 
 
-class EMA:
+class EMA(Generic[M]):
     """shadow <- shadow + (1 - d) (weights - shadow), d = min(decay, (1 + step) / (10 + step)).
 
     The ramp lets the first steps be forgotten. Buffers are copied.
@@ -34,8 +34,7 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after step `step`."""
-        shadow, fresh = list(self.model.parameters()), [p.detach() for p in model.parameters()]
-        torch._foreach_lerp_(shadow, fresh, self.rate(step))
-        ours: list[Tensor] = list(self.model.buffers())
-        for mine, theirs in zip(ours, model.buffers(), strict=True):
+        shadow: list[Tensor] = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(shadow, [p.detach() for p in model.parameters()], self.rate(step))
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -108,9 +109,9 @@ class Recipe:
         cls = lookup("net", str(values.get("kind", "")))
         shape = samples.shape
         facts = {"dim": math.prod(shape), "channels": shape[0], "size": shape[-1], "classes": len(samples.classes)}
-        names = inspect.signature(cls.__init__).parameters
+        names = inspect.signature(cls).parameters
         net = build("net", {name: value for name, value in facts.items() if name in names} | values)
-        reads = {name: getattr(self.denoiser, name) for name in Reads.__dataclass_fields__}
+        reads = {name: getattr(self.denoiser, name) for name in _names(Reads)}
         return NetDenoiser(net, self.process, shape=shape, **reads)
 
     def resolved(self) -> dict[str, Any]:
@@ -119,13 +120,17 @@ class Recipe:
             name: spec(getattr(self, name), path=name) for name in ("data", "process", "objective")
         }
         sections: dict[str, Any] = {}
-        for name in ("denoiser", "train", "sampling", "run"):
+        for name in SECTIONS:
             section = getattr(self, name)
-            sections[name] = {field: spec(getattr(section, field)) for field in type(section).__dataclass_fields__}
+            sections[name] = {field: spec(getattr(section, field)) for field in _names(type(section))}
         return parts | {"net": self.net} | sections
 
 
-SECTIONS = ("denoiser", "train", "sampling", "run")
+SECTIONS = {"denoiser": Reads, "train": Training, "sampling": Sampling, "run": Run}
+
+
+def _names(cls: Any) -> list[str]:
+    return [field.name for field in fields(cls)]
 
 
 def recipes_folder() -> Path:
@@ -164,12 +169,12 @@ def read(given: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def make(values: Mapping[str, Any]) -> Recipe:
     """A recipe from plain values."""
-    fields = list(Recipe.__dataclass_fields__)
+    keys = _names(Recipe)
     for name in values:
-        if name not in fields:
-            raise ConfigError(f"recipe has no key {name!r}: {closest(str(name), fields)}")
+        if name not in keys:
+            raise ConfigError(f"recipe has no key {name!r}: {closest(str(name), keys)}")
     parts = dict(values)
-    for name, cls in (("denoiser", Reads), ("train", Training), ("sampling", Sampling), ("run", Run)):
+    for name, cls in SECTIONS.items():
         if name in parts:
             if not isinstance(parts[name], Mapping):
                 raise ConfigError(f"{name}: given {parts[name]!r}, must be a mapping of keys to values")

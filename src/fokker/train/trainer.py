@@ -27,7 +27,7 @@ from .checkpoint import MODEL, save, write_whole
 from .ema import EMA
 from .recipe import Recipe
 
-__all__ = ["batch_rows", "draw_samples", "train"]
+__all__ = ["batch_rows", "draw_samples", "fit"]
 
 
 def batch_rows(seed: int, step: int, batch: int, n: int, known: dict[int, Tensor] | None = None) -> Tensor:
@@ -48,9 +48,15 @@ def batch_rows(seed: int, step: int, batch: int, n: int, known: dict[int, Tensor
     return torch.cat([known[e][places[places // n == e] % n] for e in epochs])
 
 
-def draw_samples(denoiser: NetDenoiser, recipe: Recipe, classes: int) -> Tensor:
+def class_count(denoiser: NetDenoiser) -> int:
+    """The number of classes a denoiser's network knows; 0 if it is unconditional."""
+    config: Any = getattr(denoiser.net, "config", {})
+    return int(config.get("classes", 0))
+
+
+def draw_samples(denoiser: NetDenoiser, recipe: Recipe) -> Tensor:
     """The samples a run's pictures show: `sampling.n` of them, classes in turn, always the same noises."""
-    options = recipe.sampling
+    options, classes = recipe.sampling, class_count(denoiser)
     labels = torch.arange(options.n) % classes if classes else None
     guided = denoiser if labels is None or options.guidance == 1.0 else CFG(denoiser, options.guidance)
     return sample(
@@ -58,7 +64,7 @@ def draw_samples(denoiser: NetDenoiser, recipe: Recipe, classes: int) -> Tensor:
     )
 
 
-def train(recipe: Recipe, *, progress: bool = True) -> Path:
+def fit(recipe: Recipe, *, progress: bool = True) -> Path:
     """Train a recipe and return its run folder.
 
     The folder holds `recipe.yaml` (resolved), `model.safetensors` (averaged weights), `log.jsonl` and `samples/`.
@@ -102,10 +108,11 @@ class _Loop:
     """One training in progress."""
 
     def __init__(
-        self, recipe: Recipe, samples: Samples, denoiser: NetDenoiser, average: EMA, device: torch.device
+        self, recipe: Recipe, samples: Samples, denoiser: NetDenoiser, average: EMA[NetDenoiser], device: torch.device
     ) -> None:
         self.recipe, self.options = recipe, recipe.train
         self.samples, self.denoiser, self.average, self.device = samples, denoiser, average, device
+        self.conditional = class_count(denoiser) > 0
         self.optimiser = torch.optim.AdamW(
             denoiser.parameters(), lr=self.options.lr, weight_decay=self.options.weight_decay
         )
@@ -120,12 +127,12 @@ class _Loop:
         rows = batch_rows(options.seed, step, options.batch, len(self.samples), self.orders)
         x0, labels = self.samples.take(rows)
         x0 = x0.to(self.device, non_blocking=True)
-        cond = None if labels is None or not self.samples.classes else labels.to(self.device, non_blocking=True)
+        cond = labels.to(self.device, non_blocking=True) if labels is not None and self.conditional else None
         for group in self.optimiser.param_groups:
             group["lr"] = options.lr * min(1.0, (step + 1) / max(1, options.warmup))
         loss = self.recipe.objective(self.denoiser, x0, cond, seed=options.seed, step=step)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.norms.append(torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), options.clip).detach())
         self.optimiser.step()
         self.average.update(self.denoiser, step)
@@ -146,7 +153,7 @@ class _Loop:
     def picture(self, path: Path) -> None:
         """Draw the averaged model's samples."""
         began = time.perf_counter()
-        image = picture(draw_samples(self.average.model, self.recipe, len(self.samples.classes)))
+        image = picture(draw_samples(self.average.model, self.recipe))
         if image is not None:
             write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
         self.since += time.perf_counter() - began  # drawing is not training

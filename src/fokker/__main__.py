@@ -1,0 +1,5 @@
+"""`python -m fokker` is the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,38 @@
+"""The command line: `fokker train | sample | demo | recipes | info`.
+
+A user's mistake is one line on standard error and exit code 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ..errors import FokkerError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 interrupted."""
+    import typer
+
+    from .app import app
+
+    # Typer brings its own copy of click in recent versions; its exceptions are found through one it exports.
+    usage_error: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+    try:
+        code = app(standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        print("fokker: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except FokkerError as error:
+        print(f"fokker: {error}", file=sys.stderr)
+        sys.exit(2)
+    except usage_error as error:
+        message = error.format_message()
+        if message:  # none when help was shown instead
+            where = getattr(getattr(error, "ctx", None), "command_path", "fokker").rpartition(" ")[2]
+            print(f"fokker: {message} (see fokker {'' if where == 'fokker' else where + ' '}--help)", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,24 @@
+"""`fokker recipes`."""
+
+from __future__ import annotations
+
+import typer
+
+__all__ = ["recipes"]
+
+
+def recipes() -> None:
+    """List the recipes that come with fokker."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..train import recipe_names
+
+    table = Table(box=None)
+    for heading in ("recipe", "what it trains"):
+        table.add_column(heading)
+    for name, file in recipe_names().items():
+        first = file.read_text(encoding="utf-8").splitlines()[0]
+        table.add_row(name, first.removeprefix("#").strip())
+    Console().print(table)
+    typer.echo("train one: fokker train NAME; start your own from a copy: fokker recipes shows names, files are YAML")

@@ -1,0 +1,71 @@
+"""Class agreement: how often a classifier trained on real images sees the class that was asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .. import noise as philox
+from ..data import Samples
+from ..errors import ConfigError
+
+__all__ = ["class_agreement", "train_classifier"]
+
+
+def train_classifier(
+    samples: Samples, *, epochs: int = 4, batch: int = 100, lr: float = 2e-3, seed: int = 0
+) -> nn.Module:
+    """A small classifier of labelled images: two convolutions, two linear layers, AdamW with cosine decay.
+
+    Args:
+        samples: labelled images (N, C, H, W), H and W at least 8.
+        epochs, batch, lr, seed: of its training.
+
+    Returns:
+        A module from images in [-1, 1] to logits (B, classes), in evaluation mode.
+
+    Raises:
+        ConfigError: the samples are no labelled images.
+    """
+    if not samples.is_image or samples.labels is None or not samples.classes:
+        raise ConfigError("train_classifier needs labelled images; these samples are none")
+    channels, height, width = samples.shape
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(64 * (height // 4) * (width // 4), 128),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(128, len(samples.classes)),
+    )
+    steps = epochs * (len(samples) // batch)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for epoch in range(epochs):
+        order = philox.permutation(seed, len(samples), epoch)
+        for i in range(len(samples) // batch):
+            x, labels = samples.take(order[i * batch : (i + 1) * batch])
+            assert labels is not None
+            optimiser.zero_grad(set_to_none=True)
+            cross_entropy(net(x), labels).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    return net.eval()
+
+
+@torch.no_grad()
+def class_agreement(classifier: nn.Module, x: Tensor, labels: Tensor, batch: int = 500) -> float:
+    """The share of images (N, C, H, W) that the classifier puts into their class (N,)."""
+    if len(x) != len(labels) or len(x) == 0:
+        raise ConfigError(f"class_agreement: given {len(x)} images and {len(labels)} labels, must be equal and > 0")
+    parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
+    right = [(classifier(x[part]).argmax(1) == labels[part]).sum() for part in parts]
+    return float(torch.stack(right).sum()) / len(x)

@@ -1,0 +1,14 @@
+"""Shared by all tests: one thread and a fixed global seed, so that a failure is the same failure everywhere."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
