@@ -77,11 +77,9 @@ def sample(
         ConfigError: contradictory or impossible arguments.
     """
     job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
-    plan_times = job.grid_times(solver, steps, nfe, grid, final)
-    parts = [
-        job.run(part, plan_times, cond, pad, batch_size, callback, after_step, None)
-        for part in _track(job.parts(batch_size), progress)
-    ]
+    job.settle(job.grid_times(solver, steps, nfe, grid, final), cond)
+    fill = batch_size if pad else None
+    parts = [job.run(part, fill, callback, after_step) for part in _track(job.parts(batch_size), progress)]
     return torch.cat(parts)
 
 
@@ -106,7 +104,8 @@ def trajectory(
     job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
     times = job.grid_times(solver, steps, nfe, grid, final)
     states: list[Tensor] = []
-    job.run(slice(0, job.n), times, cond, False, None, None, None, states)
+    job.settle(times, cond)
+    job.run(slice(0, job.n), states=states)
     return times, torch.stack(states)
 
 
@@ -132,7 +131,8 @@ def encode(
     times = job.grid_times(solver, steps, nfe, grid, "t_min")
     if bool(times[0] > times[-1]):
         times = times.flip(0)
-    return job.run(slice(0, job.n), times, cond, False, None, None, None, None)
+    job.settle(times, cond)
+    return job.run(slice(0, job.n))
 
 
 class _Job:
@@ -206,41 +206,42 @@ class _Job:
             raise ConfigError(f"batch_size: given {size}, must be at least 1")
         return [slice(i, min(i + size, self.n)) for i in range(0, self.n, size)]
 
+    def settle(self, times: Tensor, cond: Any) -> None:
+        """Compile and bind the plan, once for all parts."""
+        self.plan = self.solver.plan(self.process, times)
+        self.bound = bind(self.plan, self.denoiser, self.device, self.dtype)
+        self.cond = repeat_cond(cond, self.n)
+
     def run(
         self,
         part: slice,
-        times: Tensor,
-        cond: Any,
-        pad: bool,
-        batch_size: int | None,
-        callback: Callback | None,
-        after_step: AfterStep | None,
-        states: list[Tensor] | None,
+        fill: int | None = None,
+        callback: Callback | None = None,
+        after_step: AfterStep | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
-        plan = self.solver.plan(self.process, times)
+        """The samples of one part; with `fill` the batch is padded to that many by repeating its last sample."""
         rows = torch.arange(part.start, part.stop, device=self.device)
         count = len(rows)
-        if pad and batch_size is not None and count < batch_size:
-            rows = torch.cat([rows, rows[-1:].expand(batch_size - count)])
+        if fill is not None and count < fill:
+            rows = torch.cat([rows, rows[-1:].expand(fill - count)])
         index = self.index[rows]
         seed = self.seed if isinstance(self.seed, int) else torch.as_tensor(self.seed, dtype=torch.int64)[rows.cpu()]
-        condition = _take(repeat_cond(cond, self.n), rows)
         if self.x is not None:
             start = self.x.to(self.device, self.dtype)[rows]
         else:
-            std = float(self.process.prior_std(plan.times[0]))
+            std = float(self.process.prior_std(self.plan.times[0]))
             start = philox.normal(seed, index, self.shape, domain="prior", dtype=self.dtype) * std
 
         def draw(step: int, k: int) -> Tensor:
             return philox.normal(seed, index, self.shape, draw=step << 8 | k, dtype=self.dtype)
 
         with torch.no_grad():
-            bound = bind(plan, self.denoiser, self.device, self.dtype)
             result = run(
-                bound,
+                self.bound,
                 self.denoiser,
                 start,
-                cond=condition,
+                cond=_take(self.cond, rows),
                 draw=draw,
                 callback=callback,
                 after_step=after_step,

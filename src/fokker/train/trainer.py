@@ -153,7 +153,8 @@ class _Loop:
     def picture(self, path: Path) -> None:
         """Draw the averaged model's samples."""
         began = time.perf_counter()
-        image = picture(draw_samples(self.average.model, self.recipe))
+        classes = class_count(self.average.model)  # one class a column
+        image = picture(draw_samples(self.average.model, self.recipe), columns=classes if 0 < classes <= 20 else 8)
         if image is not None:
             write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
         self.since += time.perf_counter() - began  # drawing is not training
