@@ -197,7 +197,7 @@ def test_ddpm_integers():
 
 def test_scale_is_the_ratio_at_both_ends():
     # (alpha_2 + sigma_2) / (alpha_1 + sigma_1): 1 at the clean end, sigma_2 / sigma_1 at a noisy end with alpha = 0.
-    zero, one = torch.tensor(0.0, dtype=F64), torch.tensor(1.0, dtype=F64)
+    zero = torch.tensor(0.0, dtype=F64)
     assert float(clocks.scale(zero, zero, VP(), EDM())) == 1.0
     x, u = convert(torch.ones(1, dtype=F64), 1.0, Flow(), Trig())
     assert float(u) == 1.0

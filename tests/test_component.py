@@ -28,7 +28,10 @@ from fokker.process import DDPM, EDM, VE, VP, Cosine, Flow
         (lambda: VE(published="maybe"), ["VE.published", "given 'maybe'", "boolean"]),
         (lambda: DDPM(steps=1), ["DiscreteVP.steps", "given 1", "greater than or equal to 2"]),
         (lambda: DDPM(steps=10.5), ["DiscreteVP.steps", "given 10.5", "integer"]),
-        (lambda: DDPM(betas="linaer"), ["DiscreteVP.betas", "'linaer'", "linear", "scaled_linear", "cosine", "sigmoid"]),
+        (
+            lambda: DDPM(betas="linaer"),
+            ["DiscreteVP.betas", "'linaer'", "linear", "scaled_linear", "cosine", "sigmoid"],
+        ),
         (lambda: DDPM(beta_start=1.0), ["DiscreteVP.beta_start", "given 1.0", "less than 1"]),
         (lambda: DDPM(steps=2, betas=[0.1, math.nan]), ["DiscreteVP.betas", "finite numbers"]),
         (lambda: DDPM(steps=2, betas=[[0.1], [0.1, 0.2]]), ["DiscreteVP.betas", "array of numbers"]),
@@ -80,7 +83,12 @@ def test_a_required_field_is_asked_for():
 
 
 def test_array_content_is_its_identity():
-    same = [Array([1, 2.5]), Array((1.0, 2.5)), Array(np.array([1.0, 2.5], np.float32)), Array(torch.tensor([1.0, 2.5]))]
+    same = [
+        Array([1, 2.5]),
+        Array((1.0, 2.5)),
+        Array(np.array([1.0, 2.5], np.float32)),
+        Array(torch.tensor([1.0, 2.5])),
+    ]
     same.append(Array(same[0]))
     assert len({a.digest for a in same}) == 1
     assert len(set(same)) == 1

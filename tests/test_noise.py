@@ -26,8 +26,7 @@ def reference(counter, key):
 
 def reference_words(seed, index, count, draw, domain):
     key = (seed & MASK, seed >> 32 & MASK)
-    words = [w for b in range(-(-count // 4)) for w in reference((b, index, draw, noise.DOMAINS[domain]), key)]
-    return words
+    return [w for b in range(-(-count // 4)) for w in reference((b, index, draw, noise.DOMAINS[domain]), key)]
 
 
 def reference_normal(seed, index, count, draw, domain):
@@ -282,7 +281,7 @@ def test_brownian_tree_by_hand(monkeypatch):
 def test_wrong_arguments_are_named():
     with pytest.raises(ConfigError, match="seed: given True"):
         noise.normal(True, torch.arange(2), (1,))
-    with pytest.raises(ConfigError, match="seed: given 1.5"):
+    with pytest.raises(ConfigError, match=r"seed: given 1\.5"):
         noise.normal(1.5, torch.arange(2), (1,))
     with pytest.raises(ConfigError, match=r"index: given shape \(1, 2\)"):
         noise.normal(0, torch.arange(2)[None], (1,))

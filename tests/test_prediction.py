@@ -239,7 +239,7 @@ def test_one_bad_row_of_a_batch_is_named():
     x = torch.randn(3, 2)
     with pytest.raises(UndeterminedError, match=r"score is not determined by a prediction of noise at time 0,"):
         Prediction(Flow(), x, torch.tensor([0.5, 0.0, 1.0]), noise=x).score
-    with pytest.raises(UndeterminedError, match=r"x0 is not determined by a prediction of noise at time 1, where alpha"):
+    with pytest.raises(UndeterminedError, match=r"x0 is not determined by a prediction of noise at time 1, "):
         Prediction(Flow(), x, torch.tensor([0.5, 0.0, 1.0]), noise=x).x0
 
 
@@ -248,7 +248,7 @@ def test_the_pair_at_the_ends():
     clean = Prediction(Flow(), x, 0.0, x0=x, noise=other)
     torch.testing.assert_close(clean.velocity, other - x)
     torch.testing.assert_close(clean.v, other)
-    with pytest.raises(UndeterminedError, match="score is not determined by a prediction of x0 and noise.*sigma = 0"):
+    with pytest.raises(UndeterminedError, match=r"score is not determined by a prediction of x0 and noise.*sigma = 0"):
         clean.score
     with pytest.raises(UndeterminedError, match=r"velocity .* sigma = 0"):
         Prediction(VP(), x, 0.0, x0=x, noise=other).velocity
@@ -276,7 +276,7 @@ def test_a_wrong_set_of_readings_is_refused():
             Prediction(VP(), x, 0.5, **given)
     with pytest.raises(ConfigError, match="give one reading"):
         Prediction(VP(), x, 0.5, x0=x, other=(MIX, x))
-    with pytest.raises(ConfigError, match="unknown reading 'nois'.*did you mean 'noise'"):
+    with pytest.raises(ConfigError, match=r"unknown reading 'nois'.*did you mean 'noise'"):
         reading("nois")
     assert reading("v") is READINGS["v"]
     assert reading(MIX) is MIX

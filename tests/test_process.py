@@ -363,9 +363,7 @@ def test_transition_solves_the_sde(name):
     def growth(a):
         return math.exp(integrate.quad(lambda u: float(process.f(u)), a, t, epsabs=0, epsrel=1e-12)[0])
 
-    variance = integrate.fixed_quad(
-        np.vectorize(lambda u: growth(u) ** 2 * float(process.g2(float(u)))), s, t, n=32
-    )[0]
+    variance = integrate.fixed_quad(np.vectorize(lambda u: growth(u) ** 2 * float(process.g2(float(u)))), s, t, n=32)[0]
     scale, std = process.transition(s, t)
     assert math.isclose(float(scale), growth(s), rel_tol=1e-11)
     assert math.isclose(float(std) ** 2, variance, rel_tol=1e-9)
@@ -617,6 +615,16 @@ def test_which_processes_end_in_the_unit_prior(name, unit):
     assert get(name).unit_prior is unit
 
 
+def test_where_networks_stop_by_default():
+    # 1e-3 for bounded clocks, Song et al.'s 1e-5 for VE, Karras et al.'s sigma_min for EDM, one level for a chain.
+    for process in (VP(), SubVP(), Flow(), Trig(), Cosine(), OU(), SHEET["linear"][0], SHEET["custom"][0]):
+        assert process.t_min == 1e-3
+    assert VE().t_min == 1e-5
+    assert EDM().t_min == 0.002
+    assert DDPM(steps=50).t_min == 0.02
+    assert Flow(t_min=0.01).t_max == 0.99
+
+
 def test_unit_prior_of_a_custom_process():
     process = Custom(alpha_of=lambda t: (1.5 * t).cos(), sigma_of=lambda t: (1.5 * t).sin(), unit_prior=True)
     assert float(process.prior_std()) == 1.0
@@ -677,7 +685,7 @@ def test_processes_that_are_one_another():
 def test_a_linear_sde_whose_diffusion_starts_at_0_has_a_finite_slope_there():
     # dx = sqrt(2 t) dw is EDM: sigma = t, so sigma'(0) = 1.
     process = Linear(drift=lambda t: 0.0 * t, diffusion=lambda t: (2 * t).sqrt())
-    assert not math.isnan(float(process.d_sigma(0.0)))
+    assert math.isclose(float(process.d_sigma(0.0)), 1.0, rel_tol=1e-6)
 
 
 def test_linear_with_a_drift_of_either_sign_and_rough_scales():
@@ -703,9 +711,9 @@ def test_linear_with_a_drift_of_either_sign_and_rough_scales():
         (lambda: Linear(drift=lambda t: 0 * t, diffusion=lambda t: 0 * t), "Linear: alpha must be|must decrease"),
         (lambda: Linear(drift=lambda t: -1 / (1 - t), diffusion=lambda t: (2 * t / (1 - t)).sqrt()), "finite.*Custom"),
         (lambda: Linear(drift=lambda t: 0 * t, diffusion=lambda t: 1 / (t - t)), "finite on .0, T.*Custom"),
-        (lambda: VP(beta_min=2.0, beta_max=1.0), "beta_max must be at least beta_min=2.0"),
-        (lambda: VE(sigma_min=2.0, sigma_max=2.0), "sigma_max must exceed sigma_min=2.0"),
-        (lambda: EDM(sigma_min=2.0, sigma_max=1.0), "sigma_max must exceed sigma_min=2.0"),
+        (lambda: VP(beta_min=2.0, beta_max=1.0), r"beta_max.* must be at least beta_min=2\.0"),
+        (lambda: VE(sigma_min=2.0, sigma_max=2.0), r"sigma_max.* must exceed sigma_min=2\.0"),
+        (lambda: EDM(sigma_min=2.0, sigma_max=1.0), r"sigma_max.* must exceed sigma_min=2\.0"),
         (lambda: DDPM(steps=3, betas=(0.1, 0.2)), r"given shape .* must be \(3,\)"),
         (lambda: DDPM(steps=2, betas=(0.1, 1.0)), "strictly between 0 and 1"),
         (lambda: DDPM(steps=2, betas=(0.0, 0.1)), "strictly between 0 and 1"),

@@ -37,11 +37,12 @@ class Array:
 
     def __init__(self, values: Any) -> None:
         values = values.value if isinstance(values, Array) else values
-        if isinstance(values, (list, tuple)):
-            values = np.asarray(values, dtype=np.float64)
+        if not isinstance(values, Tensor):  # torch would read bare floats as float32, and refuses reversed views
+            values = np.array(values, dtype=np.float64)
         self.value: Tensor = torch.as_tensor(values).detach().to("cpu", torch.float64, copy=True).contiguous()
-        shape = str(tuple(self.value.shape)).encode()
-        self.digest: str = hashlib.sha256(shape + self.value.numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(str(tuple(self.value.shape)).encode())
+        digest.update(np.ascontiguousarray(self.value.numpy()).data)
+        self.digest: str = digest.hexdigest()
         self._casts: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def to(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:

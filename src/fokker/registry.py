@@ -40,6 +40,7 @@ KINDS: dict[str, dict[str, str]] = {
         "gaussian": "fokker.exact:Gaussian",
         "mixture": "fokker.exact:GaussianMixture",
         "empirical": "fokker.exact:Empirical",
+        "pair": "fokker.exact:Pair",
     },
     "weight": {
         "uniform": "fokker.objectives:Uniform",

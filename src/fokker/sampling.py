@@ -97,16 +97,20 @@ def trajectory(
     final: Literal["x0", "t_min"] = "x0",
     cond: Any = None,
     seed: philox.Seed = 0,
+    callback: Callback | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """`sample` with every state kept: (times (N+1,), states (N+1, n, *shape)). Arguments as in `sample`."""
+    """`sample` with every state kept: (times (N+1,), states (N+1, n, *shape)); fewer if the callback stopped early.
+
+    Arguments as in `sample`.
+    """
     job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
     times = job.grid_times(solver, steps, nfe, grid, final)
     states: list[Tensor] = []
     job.settle(times, cond)
-    job.run(slice(0, job.n), states=states)
-    return times, torch.stack(states)
+    job.run(slice(0, job.n), callback=callback, states=states)
+    return times[: len(states)], torch.stack(states)
 
 
 def encode(
@@ -118,6 +122,7 @@ def encode(
     nfe: int | None = None,
     grid: Grid | str | dict[str, Any] | Tensor | Sequence[float] | None = None,
     cond: Any = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Run the probability-flow ODE from data to noise (book Sec. 4.2.2): the latent at the noisiest time.
 
@@ -125,14 +130,14 @@ def encode(
         denoiser: as in `sample`.
         x: data (n, *shape), taken as the state at the cleanest supported time.
         solver: a deterministic one; default DDIM().
-        steps, nfe, grid, cond: as in `sample`; a given array of times increases.
+        steps, nfe, grid, cond, callback: as in `sample`; a given array of times may run either way.
     """
     job = _Job(denoiser, None, None, x, None, 0, x.device, x.dtype)
     times = job.grid_times(solver, steps, nfe, grid, "t_min")
     if bool(times[0] > times[-1]):
         times = times.flip(0)
     job.settle(times, cond)
-    return job.run(slice(0, job.n))
+    return job.run(slice(0, job.n), callback=callback)
 
 
 class _Job:

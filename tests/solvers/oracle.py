@@ -1,12 +1,13 @@
 """Closed forms for the solver tests, written from the formulas alone: nothing of the library's conversions is used.
 
-    x_t = alpha x_0 + sigma eps,    x_0 ~ sum_k w_k N(m_k, v_k)    (coordinates independent)
-    V = alpha^2 v + sigma^2,        score = -E_k[(x - alpha m_k) / V_k]
-    x0 = E_k[m_k + alpha v_k / V_k (x - alpha m_k)],    noise = E_k[sigma / V_k (x - alpha m_k)]
+x_t = alpha x_0 + sigma eps,    x_0 ~ sum_k w_k N(m_k, v_k)    (coordinates independent)
+V = alpha^2 v + sigma^2,        score = -E_k[(x - alpha m_k) / V_k]
+x0 = E_k[m_k + alpha v_k / V_k (x - alpha m_k)],    noise = E_k[sigma / V_k (x - alpha m_k)]
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -252,4 +253,4 @@ def law(plan: Plan, oracle: Oracle, mean: float, var: float) -> tuple[float, flo
 
 
 def slopes(errors: list[float]) -> list[float]:
-    return [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    return [math.log2(a / b) for a, b in itertools.pairwise(errors)]

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from .oracle import execute, flow_map, gaussian, gaussian_map, mixture, quantile_starts, slopes
 
 from fokker.process import EDM, VP, Flow, Process, Trig
 from fokker.solvers import DDIM, RK4, Euler, Grid, Heun, Karras, Solver, UniformLam, UniformT
+
+from .oracle import execute, flow_map, gaussian, gaussian_map, mixture, quantile_starts, slopes
 
 # process, grid, first time, last time: where every space can start
 LINES = {
@@ -74,8 +75,8 @@ def test_the_mixture_map_is_the_gaussian_map_for_one_component() -> None:
 @pytest.mark.parametrize(
     ("solver", "printed"),
     [
-        (Euler(), [0.150, 0.0770, 0.0390, 0.0196, 0.0098, 0.0049, 0.0025]),
-        (Heun(), [0.139, 0.0276, 0.0061, 0.00144, 3.5e-4, 8.2e-5, 1.7e-5]),
+        (Euler(), [0.150, 0.0770, 0.0390, 0.0196, 0.0098, 0.0049]),
+        (Heun(), [0.139, 0.0276, 0.0061, 0.00144, 3.5e-4, 8.2e-5]),
     ],
     ids=["euler", "heun"],
 )
@@ -85,7 +86,7 @@ def test_edm_numbers_on_a_gaussian(solver: Solver, printed: list[float], space: 
     oracle, process = gaussian(EDM(), 0.0, 0.25), EDM()
     solver = type(solver)(space=space)
     errors = []
-    for n in (9, 18, 36, 72, 144, 288, 576):
+    for n in (9, 18, 36, 72, 144, 288):
         times = Karras().times(process, n, 80.0, 0.002, True)
         got = execute(solver.plan(process, times), oracle, torch.tensor([[80.0]], dtype=torch.float64))
         errors.append(abs(float(got) - 80.0 * math.sqrt(0.25 / (0.25 + 6400.0))))

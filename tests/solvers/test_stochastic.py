@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -63,11 +64,11 @@ def test_the_unflipped_drift_fails() -> None:
     """Anderson's drift with its sign not turned gives (-16.3, 528) where (2, .25) is right."""
     process = ou3()
     oracle = gaussian(process, 2.0, 0.25)
-    plan = EulerMaruyama().plan(process, UniformT().times(process, 1000, 3.0, 1e-9, False))
+    plan = EulerMaruyama().plan(process, UniformT().times(process, 250, 3.0, 1e-9, False))
     m, v = (float(c[0]) for c in oracle.moments(3.0))
-    assert _affine(plan, oracle, m, v) == pytest.approx((2.0, 0.25), abs=2e-3)
+    assert _affine(plan, oracle, m, v) == pytest.approx((2.0, 0.25), abs=8e-3)
     wrong = Plan(tuple(replace(s, out=_flipped(s.out)) for s in plan.steps), plan.slots)
-    assert _affine(wrong, oracle, m, v) == pytest.approx((-16.3, 528.0), rel=0.02)
+    assert _affine(wrong, oracle, m, v) == pytest.approx((-16.3, 528.0), rel=0.08)
 
 
 def _flipped(out: Any) -> Any:
@@ -88,12 +89,14 @@ def _affine(plan: Plan, oracle: Any, mean: float, var: float) -> tuple[float, fl
 
 
 @pytest.mark.parametrize("process", [VP(), EDM(), Flow(), Trig()], ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("solver", [EulerMaruyama(), EulerMaruyama(eta=0.5), DDIM(eta=0.5), Ancestral(), Ancestral("forward")])
+@pytest.mark.parametrize(
+    "solver", [EulerMaruyama(), EulerMaruyama(eta=0.5), DDIM(eta=0.5), Ancestral(), Ancestral("forward")]
+)
 def test_weak_order_1_in_any_process(process: Process, solver: Solver) -> None:
     """Uniform lam from .98 T (alpha > 0 everywhere) to 1e-3 T, data N(.7, .25)."""
     start, stop, gaps = 0.98 * process.T, 1e-3 * process.T, []
     m, v = (float(c[0]) for c in gaussian(process, 0.7, 0.25).moments(stop))
-    for n in (160, 320):
+    for n in (96, 192):
         got = moments(solver, process, 0.7, 0.25, UniformLam().times(process, n, start, stop, False))
         gaps.append((abs(got[0] - m), abs(got[1] - v)))
     assert slopes([g[1] for g in gaps]) == pytest.approx([1.0], abs=0.15), gaps
@@ -173,7 +176,8 @@ def test_learned_variance_is_log_linear(said: float) -> None:
     process, st = VP(), torch.tensor([0.5, 0.4], dtype=F64)
     x, z = torch.linspace(-1, 1, 5, dtype=F64)[:, None], torch.ones(5, 1, dtype=F64)
     denoiser = Spread(process, said)
-    means = [execute(Ancestral(v).plan(process, st), denoiser, x, draw=lambda n, k: 0 * z) for v in ("posterior", "learned")]
+    plans = [Ancestral(v).plan(process, st) for v in ("posterior", "learned")]
+    means = [execute(plan, denoiser, x, draw=lambda n, k: 0 * z) for plan in plans]
     assert float((means[0] - means[1]).abs().max()) == 0.0
     got = execute(Ancestral("learned").plan(process, st), denoiser, x, draw=lambda n, k: z) - means[1]
     low, high = (Ancestral(v).plan(process, st).steps[0].out[-1][1] for v in ("posterior", "forward"))
@@ -197,7 +201,7 @@ def churned_law(process: Process, v0: float, times: list[float], var: float, chu
 
     steps = len(times) - 1
     var = var / float(process.alpha(times[0])) ** 2
-    for s, t in zip(times, times[1:], strict=False):
+    for s, t in itertools.pairwise(times):
         level = rho(s)
         inside = churn.S_tmin <= level <= churn.S_tmax
         hat = level * (1.0 + (min(churn.S_churn / steps, math.sqrt(2.0) - 1.0) if inside else 0.0))
