@@ -26,7 +26,9 @@ def test_import_is_light() -> None:
 
 
 def test_every_name_together_stays_without_the_extras() -> None:
-    code = "import sys, fokker; [getattr(fokker, n) for n in fokker.__all__]; import fokker.cli.app; print(*sys.modules)"
+    code = (
+        "import sys, fokker; [getattr(fokker, n) for n in fokker.__all__]; import fokker.cli.app; print(*sys.modules)"
+    )
     found = {name.partition(".")[0] for name in python(code).split()}
     assert "torch" in found and not found & set(HEAVY)
 

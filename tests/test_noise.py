@@ -62,8 +62,10 @@ def test_philox_equals_the_integer_reference_at_random_counters():
     assert words == [reference(row[:4].tolist(), row[4:].tolist()) for row in rows]
 
 
-@pytest.mark.parametrize("seed", [0, 5, 2**32 + 5, 2**63 - 1, -1, -(2**40)])
-@pytest.mark.parametrize("domain", ["prior", "probe", "data"])
+@pytest.mark.parametrize(
+    ("seed", "domain"),
+    [(0, "prior"), (5, "sampler"), (2**32 + 5, "probe"), (2**63 - 1, "data"), (-1, "training"), (-(2**40), "order")],
+)
 def test_counter_layout_block_index_draw_domain_and_box_muller(seed, domain):
     draw, index = 3 << 8 | 2, torch.tensor([0, 7, 2**32 - 1])
     got = noise.normal(seed, index, (11,), draw=draw, domain=domain, dtype=F64)
@@ -214,9 +216,16 @@ def test_permutation_is_uniform():
     assert float(((counts - trials / n) ** 2 / (trials / n)).sum()) < stats.chi2.ppf(0.9999, (n - 1) ** 2)
 
 
+def path(seed, index, times, shape):
+    """One path; its times are read on the grid of 2^-24."""
+    near = (times.double().clamp(0, 1) / noise.RESOLUTION).round() * noise.RESOLUTION
+    assert torch.equal(noise.brownian(seed, index, near, shape), noise.brownian(seed, index, times, shape))
+    return noise.brownian(seed, index, times, shape)
+
+
 def test_brownian_covariance_is_min_s_t():
     n, times = 20_000, torch.tensor([0.0, 0.1, 0.25, 0.3, 0.5, 0.77, 1.0], dtype=F64)
-    w = noise.brownian(5, torch.arange(n), times, ())
+    w = path(5, torch.arange(n), times, ())
     assert w.shape == (7, n)
     assert torch.equal(w[0], torch.zeros(n, dtype=F64))
     covariance = w @ w.T / n
@@ -230,7 +239,7 @@ def test_brownian_covariance_is_min_s_t():
 def test_brownian_increments_are_independent_and_stationary_at_every_scale():
     steps, paths = 512, 60
     times = torch.arange(steps + 1, dtype=F64) / steps
-    step = noise.brownian(6, torch.arange(paths), times, ()).diff(dim=0) * steps**0.5
+    step = path(6, torch.arange(paths), times, ()).diff(dim=0) * steps**0.5
     n = steps * paths
     assert stats.kstest(step.flatten().numpy(), "norm").statistic < 1.95 / n**0.5
     assert abs(float((step**2).mean()) - 1) < 4 * (2 / n) ** 0.5
@@ -238,7 +247,7 @@ def test_brownian_increments_are_independent_and_stationary_at_every_scale():
         assert abs(float((step[lag:] * step[:-lag]).mean())) < 4 / ((steps - lag) * paths) ** 0.5
     fine = 2.0**-24  # the last level of the tree
     edge = torch.tensor([0.5 - fine, 0.5, 0.5 + fine], dtype=F64)
-    step = noise.brownian(6, torch.arange(20_000), edge, ()).diff(dim=0) / fine**0.5
+    step = path(6, torch.arange(20_000), edge, ()).diff(dim=0) / fine**0.5
     assert abs(float((step**2).mean()) - 1) < 4 * (2 / 40_000) ** 0.5
     assert abs(float((step[0] * step[1]).mean())) < 4 / 20_000**0.5
 
@@ -246,15 +255,15 @@ def test_brownian_increments_are_independent_and_stationary_at_every_scale():
 def test_brownian_is_one_path_whatever_the_times_and_the_batch():
     index, shape = torch.tensor([4, 9]), (2, 3)
     times = torch.tensor([0.9, 0.125, 0.3, 1.0, 0.3], dtype=F64)
-    whole = noise.brownian(7, index, times, shape)
+    whole = path(7, index, times, shape)
     assert whole.shape == (5, 2, 2, 3)
     assert torch.equal(whole[2], whole[4])
     for k, t in enumerate(times):
-        assert torch.equal(noise.brownian(7, index, t[None], shape)[0], whole[k])
-    assert torch.equal(noise.brownian(7, index[1:], times, shape), whole[:, 1:])
-    assert torch.equal(noise.brownian(7, index, torch.tensor([0.3 + 2.0**-27], dtype=F64), shape)[0], whole[2])
-    assert not torch.equal(noise.brownian(8, index, times, shape)[0], whole[0])
-    assert torch.equal(noise.brownian(7, index, torch.tensor([-1.0, 2.0]), shape)[1], whole[3])
+        assert torch.equal(path(7, index, t[None], shape)[0], whole[k])
+    assert torch.equal(path(7, index[1:], times, shape), whole[:, 1:])
+    assert torch.equal(path(7, index, torch.tensor([0.3 + 2.0**-27], dtype=F64), shape)[0], whole[2])
+    assert not torch.equal(path(8, index, times, shape)[0], whole[0])
+    assert torch.equal(path(7, index, torch.tensor([-1.0, 2.0]), shape)[1], whole[3])
 
 
 def test_brownian_tree_by_hand(monkeypatch):
@@ -269,7 +278,7 @@ def test_brownian_tree_by_hand(monkeypatch):
         return real(2, index, (), draw=number, domain=domain, dtype=F64)
 
     monkeypatch.setattr(noise, "normal", recorded)
-    w = noise.brownian(2, index, torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=F64), ())
+    w = path(2, index, torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=F64), ())
     one = node(1)
     half = one / 2 + 0.5 * node(2 + 1)
     torch.testing.assert_close(w[3], one, rtol=0, atol=0)

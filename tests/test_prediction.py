@@ -475,3 +475,21 @@ def test_the_protocol_is_checkable():
 
     assert isinstance(Mine(), Denoiser)
     assert not isinstance(VP(), Denoiser)
+
+
+def test_noisy_end_of_a_process_whose_prior_is_not_of_unit_size():
+    # alpha(1) = 0 and sigma(1) = 2: eps = x / 2, whatever was predicted.
+    process, x = Custom(alpha_of=lambda t: 1 - t, sigma_of=lambda t: 2 * t), torch.randn(3, 2, dtype=F64)
+    for source in ("x0", "velocity", "v", "score"):
+        p = predict(process, x, 1.0, source, torch.randn_like(x))
+        torch.testing.assert_close(p.noise, x / 2, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("s", "message"), [([0.0, 1.0], "time 0, where sigma = 0"), ([1.0, 0.0], "time 1, where alpha")]
+)
+def test_the_end_that_is_named_is_the_end_of_the_time_that_is_named(s, message):
+    # Of noise alone the cosine process has no velocity at either end.
+    p = Prediction(Cosine(), torch.ones(2, 1, dtype=F64), torch.tensor(s, dtype=F64), noise=torch.ones(2, 1, dtype=F64))
+    with pytest.raises(UndeterminedError, match=message):
+        p.velocity

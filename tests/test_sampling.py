@@ -303,6 +303,8 @@ def test_callback_order_and_early_stop() -> None:
         assert torch.equal(x, state) and p.s == t
     stopped = sample(oracle, callback=lambda n, *_: n == 3, **kwargs)
     assert torch.equal(stopped, states[3])
+    some, part = trajectory(oracle, callback=lambda n, *_: n == 3, **kwargs)
+    assert torch.equal(some, times[:4]) and torch.equal(part, states[:4])
     # batch by batch: only the batch that says so stops
     calls: list[int] = []
 

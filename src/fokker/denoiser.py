@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .component import recorded
-from .errors import ConfigError, closest
-from .prediction import READINGS, Denoiser, Prediction, Reading, edm_reading, reading
+from .errors import ConfigError, UndeterminedError, closest
+from .prediction import READINGS, Denoiser, Prediction, Reading, coefficients, edm_reading, reading
 from .process import DiscreteVP, Process, as_time, clocks, expand
 from .registry import build
 
@@ -28,7 +28,9 @@ TIME_INPUTS = {
 
 def null_like(cond: Tensor) -> Tensor:
     """The null condition in the place of `cond`: label -1, or a row of NaN for vectors."""
-    return torch.full_like(cond, math.nan if cond.is_floating_point() else -1)
+    if cond.is_floating_point():
+        return torch.full_like(cond, math.nan)
+    return torch.full_like(cond, -1, dtype=torch.int64)  # an unsigned label has no -1
 
 
 def repeat_cond(cond: Any, n: int) -> Any:
@@ -37,7 +39,7 @@ def repeat_cond(cond: Any, n: int) -> Any:
         return {name: repeat_cond(value, n) for name, value in cond.items()}
     if isinstance(cond, (list, tuple)):
         return type(cond)(repeat_cond(value, n) for value in cond)
-    if isinstance(cond, bool) or not isinstance(cond, (int, float, Tensor)):
+    if isinstance(cond, bool) or not (isinstance(cond, (int, float)) or hasattr(cond, "__array__")):
         return cond
     value = torch.as_tensor(cond)
     if value.ndim == 0:
@@ -64,7 +66,8 @@ class NetDenoiser(nn.Module):
             always finite (lam is clamped to the process's [t_min, t_max]).
         sigma_data: standard deviation of the data, for "edm".
         shape: the event's shape, needed for sampling without a start.
-        lam_range: (noisiest, cleanest) lam it was trained on; by default all of [t_min, T].
+        lam_range: (noisiest, cleanest) lam it was trained on; by default all of [t_min, T], or [t_min, t_max] where
+            the reading says nothing of x0 at T (noise and score, if alpha(T) = 0).
         learned_variance: the output has twice the channels (dimension 1); the second half goes to
             `Prediction.variance` (Nichol & Dhariwal 2021).
     """
@@ -99,10 +102,18 @@ class NetDenoiser(nn.Module):
         self.reading: Reading = edm_reading(sigma_data) if predict == "edm" else reading(predict)
         self.shape = tuple(shape)
         finite = (float(self.process.lam(self.process.t_max)), float(self.process.lam(self.process.t_min)))
-        full = (float(self.process.lam(self.process.T)), finite[1])
+        full = (self._noisiest(), finite[1])
         self._lam_bounds = finite
         self.lam_range: tuple[float, float] = full if lam_range is None else (lam_range[0], lam_range[1])
         self._known: dict[float, tuple[float, float]] = {}
+
+    def _noisiest(self) -> float:
+        """lam(T), or lam(t_max) where the reading says nothing of x0 at T (noise and score where alpha = 0)."""
+        try:
+            coefficients(self.process, self.process.T, self.reading, READINGS["x0"])
+        except UndeterminedError:
+            return float(self.process.lam(self.process.t_max))
+        return float(self.process.lam(self.process.T))
 
     def _inputs(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """(c_in, what the network is told of time) at times s."""

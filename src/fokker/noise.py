@@ -19,10 +19,10 @@ from torch import Tensor
 
 from .errors import ConfigError
 
-__all__ = ["DOMAINS", "Seed", "brownian", "normal", "permutation", "philox", "uniform"]
+__all__ = ["DOMAINS", "RESOLUTION", "Seed", "brownian", "normal", "permutation", "philox", "uniform"]
 
 Seed = int | Sequence[int] | Tensor
-DOMAINS = {"prior": 0, "sampler": 1, "probe": 2, "training": 3, "order": 4, "augmentation": 5, "data": 6}
+DOMAINS = {"prior": 0, "sampler": 1, "probe": 2, "training": 3, "order": 4, "augmentation": 5, "data": 6, "brownian": 7}
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -128,6 +128,7 @@ def permutation(seed: int, n: int, epoch: int = 0) -> Tensor:
 
 
 _DEPTH = 24
+RESOLUTION = 2.0**-_DEPTH
 
 
 def brownian(
@@ -140,19 +141,19 @@ def brownian(
 
     Args:
         seed, index: as in `normal`.
-        times: (K,) in [0, 1]; rounded to multiples of 2^-24.
+        times: (K,) in [0, 1]; rounded to multiples of `RESOLUTION` = 2^-24.
         shape: the event's shape.
     """
     ticks = (times.double().cpu().clamp(0.0, 1.0) * 2**_DEPTH).round().long().tolist()
     known: dict[int, Tensor] = {0: torch.zeros(len(index), *shape, dtype=dtype, device=index.device)}
-    known[2**_DEPTH] = normal(seed, index, shape, draw=1, domain="probe", dtype=dtype)
+    known[2**_DEPTH] = normal(seed, index, shape, draw=1, domain="brownian", dtype=dtype)
 
     def value(tick: int) -> Tensor:
         if tick not in known:
             half = tick & -tick  # the lowest set bit: the node's distance from both of its parents
             level = _DEPTH - half.bit_length() + 1
             node = (1 << level) + (tick >> (_DEPTH - level))
-            draw = normal(seed, index, shape, draw=node, domain="probe", dtype=dtype)
+            draw = normal(seed, index, shape, draw=node, domain="brownian", dtype=dtype)
             std = math.sqrt(0.5 * half / 2**_DEPTH)
             known[tick] = 0.5 * (value(tick - half) + value(tick + half)) + std * draw
         return known[tick]

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, UndeterminedError, closest
-from .process import Process, as_time, expand
+from .process import Process, as_time, expand, readable
 
 __all__ = ["READINGS", "Denoiser", "Prediction", "Reading", "coefficients", "edm_reading", "reading"]
 
@@ -96,12 +96,6 @@ def reading(given: str | Reading) -> Reading:
     return READINGS[given]
 
 
-def _readable(value: Tensor) -> bool:
-    # Looking at a value on an accelerator waits for it, and inside compile or vmap there is no value to look at.
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(value)
-    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not wrapped
-
-
 def coefficients(process: Process, s: float | Tensor, source: Reading, target: Reading) -> tuple[Tensor, Tensor]:
     """(p, q) of Eq. (2): the target reading is p x + q m, where m is the source reading at time s.
 
@@ -114,28 +108,30 @@ def coefficients(process: Process, s: float | Tensor, source: Reading, target: R
     alpha, sigma = process.alpha(s), process.sigma(s)
     A, B, k = source.row(process, s)
     C, D, k_target = target.row(process, s)
-    delta = (A * sigma - B * alpha) * k_target
-    p = (A * D - B * C) / delta
-    q = (C * sigma - D * alpha) * k / delta
-    # Readings of one unknown alone (noise and score) determine each other even where that unknown is all of x.
+    # Readings of one unknown alone (noise and score) determine each other even where that unknown is all of x; and
+    # at the clean end x itself is alpha x_0, at the noisy end sigma eps, whatever was predicted.
     alike = (A == 0) & (C == 0)
-    p, q = torch.where(alike, torch.zeros_like(p), p), torch.where(alike, D * k / (B * k_target), q)
-    # At the clean end x itself is alpha x_0 and at the noisy end sigma eps, whatever was predicted.
-    if target.name == "x0":
-        p, q = torch.where(sigma == 0, 1.0 / alpha, p), torch.where(sigma == 0, torch.zeros_like(q), q)
-    if target.name == "noise":
-        p, q = torch.where(alpha == 0, 1.0 / sigma, p), torch.where(alpha == 0, torch.zeros_like(q), q)
+    settled = {"x0": sigma == 0, "noise": alpha == 0}.get(target.name, torch.zeros_like(alike))
+    # Branches not taken divide by one, so that no derivative in s meets 0 * inf.
+    one = torch.ones_like(s)
+    delta = torch.where(alike | settled, one, A * sigma - B * alpha) * k_target
+    p, q = (A * D - B * C) / delta, (C * sigma - D * alpha) * k / delta
+    p = torch.where(alike, torch.zeros_like(p), p)
+    q = torch.where(alike, D * k / torch.where(alike, B * k_target, one), q)
+    whole = torch.where(settled, alpha if target.name == "x0" else sigma, one)
+    p, q = torch.where(settled, one / whole, p), torch.where(settled, torch.zeros_like(q), q)
     _require_finite(p + q, s, sigma, source.name, target.name)
     return p, q
 
 
 def _require_finite(value: Tensor, s: Tensor, sigma: Tensor, source: str, target: str) -> None:
-    if not _readable(value) or bool(torch.isfinite(value).all()):
+    if not readable(value) or bool(torch.isfinite(value).all()):
         return
-    bad = ~torch.isfinite(value)
-    at = float(s.expand_as(value)[bad].reshape(-1)[0])
-    clean = bool((sigma.expand_as(value)[bad] == 0).all())
-    end, instead = ("sigma = 0", "'noise' or 'v'") if clean else ("alpha = 0", "'velocity', 'x0' or 'v'")
+    first = int((~torch.isfinite(value)).reshape(-1).nonzero()[0])
+    at = float(s.expand_as(value).reshape(-1)[first])
+    clean = bool(sigma.expand_as(value).reshape(-1)[first] == 0)
+    end, allowed = ("sigma = 0", ["noise", "v"]) if clean else ("alpha = 0", ["velocity", "x0", "v"])
+    instead = " or ".join(repr(name) for name in ([target] if target == "score" else allowed) if name != source)
     raise UndeterminedError(
         f"{target} is not determined by a prediction of {source} at time {at:g}, where {end}: "
         f"stop before this end (t_min, t_max) or predict {instead}"

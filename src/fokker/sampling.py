@@ -15,6 +15,7 @@ from .prediction import Denoiser
 from .process import Process, expand
 from .registry import build
 from .solvers import DDIM, Grid, Solver, Times, UniformLam, as_grid, bind, run, steps_for_nfe
+from .solvers.grid import check_times
 from .solvers.run import AfterStep, Callback
 
 __all__ = ["diffuse", "encode", "sample", "trajectory"]
@@ -308,20 +309,27 @@ def diffuse(
         method: "exact" or "euler".
         drift: a drift (x, t) -> tensor in place of f(t) x; only Euler-Maruyama applies then.
     """
-    from .solvers.grid import check_times
-
+    if method not in ("exact", "euler"):
+        raise ConfigError(f"method: given {method!r}; allowed: 'exact', 'euler'")
     grid = torch.as_tensor(times, dtype=torch.float64)
-    check_times(grid, process, increasing=True)
+    if not check_times(grid, process):
+        raise ConfigError(f"times must increase, from data to noise (given {grid[0]:g} to {grid[-1]:g})")
     if drift is not None and method == "exact":
         raise ConfigError("method: given 'exact' with a drift of one's own, whose transitions are unknown; use 'euler'")
     index = torch.arange(len(x0), device=x0.device) if indices is None else indices.to(x0.device)
-    horizon = process.T
-    path = philox.brownian(seed, index, grid / horizon, x0.shape[1:], dtype=x0.dtype)
+    many = len(x0) if isinstance(seed, int) else len(seed)
+    if len(index) != len(x0) or many != len(x0):
+        raise ConfigError(f"numbers of samples differ: {len(x0)} in x0, {len(index)} indices, {many} seeds")
+    read = (grid / process.T / philox.RESOLUTION).round() * philox.RESOLUTION
+    path = philox.brownian(seed, index, read, x0.shape[1:], dtype=x0.dtype)
+    between = (read[1:] - read[:-1]).tolist()
+    if min(between) == 0.0:
+        raise ConfigError("times lie closer together than T 2^-24, the resolution of the Brownian path")
     gaps = (grid[1:] - grid[:-1]).tolist()
     states = [x0]
     for k, gap in enumerate(gaps):
         s, t, x = float(grid[k]), float(grid[k + 1]), states[-1]
-        unit = (path[k + 1] - path[k]) * (horizon / gap) ** 0.5  # a standard normal
+        unit = (path[k + 1] - path[k]) / between[k] ** 0.5  # a standard normal
         if method == "exact":
             scale, std = process.transition(s, t)
             states.append(expand(scale, x) * x + expand(std, x) * unit)

@@ -12,7 +12,7 @@ from fokker import noise
 from fokker.denoiser import NetDenoiser
 from fokker.errors import ConfigError
 from fokker.objectives import Denoising, EDMWeight, Likelihood, LogNormal, MinSNR, Sigma2, Uniform, UniformTimes
-from fokker.prediction import READINGS, Prediction, edm_reading
+from fokker.prediction import READINGS, Prediction, Reading, edm_reading
 from fokker.process import EDM, OU, VP, DiscreteVP, Flow, Process, Trig
 
 F64 = torch.float64
@@ -74,6 +74,25 @@ def test_any_raw_output_gives_the_same_loss(process: Process, weight: Any) -> No
         for other in losses[1:]:
             assert torch.equal(other.t, losses[0].t)
             assert torch.allclose(other.loss, losses[0].loss, rtol=1e-9, atol=1e-13), predict
+
+
+def test_a_reading_of_ones_own_is_regressed_on_its_own_target() -> None:
+    own = Reading("own", lambda process, t: (1 + t, 2 - t, 3 + t))  # target ((1 + t) x0 + (2 - t) eps) / (3 + t)
+    x0, out = data(20), data(20, seed=1)
+    u, eps = drawn(20, 0, 0)
+    t = (1e-3 + (1 - 1e-3) * u)[:, None]
+    error = out - ((1 + t) * x0 + (2 - t) * eps) / (3 + t)
+
+    class Says(Oracle):
+        def __call__(self, x: Tensor, s: Any, cond: Any = None) -> Prediction:
+            return Prediction(self.process, x, s, other=(own, out))
+
+    denoiser = Says(Flow())
+    denoiser.reading = own
+    # |noise error| = |k alpha / (A sigma - B alpha)| |error|, the 2x2 inverse by hand
+    factor = (3 + t) * (1 - t) / ((1 + t) * t - (2 - t) * (1 - t))
+    got = Denoising(weight="sigma2").terms(denoiser, x0).loss
+    assert torch.allclose(got, (factor * error).square().mean(1), rtol=1e-11, atol=0)
 
 
 def test_the_exact_denoiser_is_the_minimiser_and_the_gap_is_the_perturbation() -> None:
@@ -293,6 +312,13 @@ def test_the_draws_are_the_documented_ones() -> None:
     terms = Denoising(times=UniformTimes()).terms(Spy(Flow(), "noise"), data(12), seed=2, step=5)
     assert torch.equal(terms.t, 1e-3 + (1 - 1e-3) * u) and terms.t is seen[1]
     assert torch.allclose(seen[0], (1 - terms.t)[:, None] * data(12) + terms.t[:, None] * eps, rtol=1e-14)
+
+
+def test_keys_default_to_zero() -> None:
+    x0, objective = data(5), Denoising()
+    plain = objective.terms(Oracle(Flow(), "velocity"), x0)
+    keyed = objective.terms(Oracle(Flow(), "velocity"), x0, seed=0, step=0)
+    assert torch.equal(plain.loss, keyed.loss) and torch.equal(plain.t, keyed.t)
 
 
 def test_precision_follows_the_data_but_never_falls_below_float32() -> None:

@@ -185,3 +185,12 @@ def test_replace_gives_the_same_integral_whatever_proposes() -> None:
         means = [float(objective(Gaussian(process, s2), x0[:100], seed=k)) for k in range(60)]
         errors.append(torch.tensor(means).std())
     assert errors[1] < errors[0]
+
+
+def test_a_law_far_below_the_process_is_refused_or_truncated_to_its_clean_end() -> None:
+    law, u = LogNormal(-20.0, 0.5), torch.tensor([0.1, 0.5, 0.9], dtype=F64)
+    try:
+        t = law.quantile(Flow(), u)
+    except ConfigError:
+        return
+    assert (t < 0.0015).all() and torch.isfinite(law.density(Flow(), t)).all()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fokker import noise
 from fokker.errors import ConfigError
-from fokker.objectives import SNR, Denoising, EDMWeight, Likelihood, MinSNR, Sigma2, Uniform, UniformTimes
+from fokker.objectives import SNR, Denoising, EDMWeight, Likelihood, MinSNR, Sigma2, Uniform
 from fokker.prediction import READINGS, Prediction, coefficients, edm_reading
 from fokker.process import EDM, VP, Flow, Process, Trig
 
@@ -128,9 +128,7 @@ def draws(n: int, seed: int = 5, step: int = 7, dim: int = DIM) -> tuple[Tensor,
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("name", HAND)
-def test_the_loss_of_a_sample_is_the_stated_weight_times_the_squared_error(
-    name: str, weight: str, output: str
-) -> None:
+def test_the_loss_of_a_sample_is_the_stated_weight_times_the_squared_error(name: str, weight: str, output: str) -> None:
     process, hand = HAND[name]
     n = 40
     u, eps = draws(n)
@@ -233,7 +231,12 @@ P, Q = (0.4, 0.5), (-0.3, 1.2)
 TABLE6: dict[str, tuple[Process, Callable[[Tensor], tuple[Tensor, ...]], str, Callable[[Tensor], Tensor]]] = {
     "vp": (
         VP(beta_min=1.0, beta_max=1.0),
-        lambda t: ((-t / 2).exp(), (1 - (-t).exp()).sqrt(), -(-t / 2).exp() / 2, (-t).exp() / (1 - (-t).exp()).sqrt() / 2),
+        lambda t: (
+            (-t / 2).exp(),
+            (1 - (-t).exp()).sqrt(),
+            -(-t / 2).exp() / 2,
+            (-t).exp() / (1 - (-t).exp()).sqrt() / 2,
+        ),
         "score",
         lambda t: torch.full_like(t, 0.5),
     ),

@@ -181,7 +181,10 @@ def test_encoding_and_refusals() -> None:
     flow = Flow()
     oracle: Oracle = gaussian(flow, 0.0, 0.25)
     up = torch.tensor([0.1, 0.5, 1.0], dtype=F64)
-    assert [stage.reading for step in DDIM().plan(flow, up).steps for stage in step.stages] == ["noise", "noise"]
+    outward = DDIM().plan(flow, up)
+    assert [stage.reading for step in outward.steps for stage in step.stages] == ["noise", "noise"]
+    assert [stage.time for step in outward.steps for stage in step.stages] == [0.1, 0.5]
+    assert outward.times == (0.1, 0.5, 1.0)
     assert torch.isfinite(execute(DDIM().plan(flow, up), oracle, torch.ones(2, 1, dtype=F64))).all()
     with pytest.raises(ConfigError, match="stochastic"):
         DDIM(eta=0.5).plan(flow, up)

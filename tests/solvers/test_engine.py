@@ -103,7 +103,8 @@ def test_what_solvers_say_of_themselves() -> None:
     }
     for solver, want in facts.items():
         assert (solver.order, solver.stochastic, solver.open_start, solver.slots) == want, solver
-        assert solver.plan(VP(), torch.tensor([0.5, 0.4], dtype=F64)).slots == want[3]
+        plan = solver.plan(VP(), torch.tensor([0.5, 0.4], dtype=F64))
+        assert plan.slots == want[3] and plan.steps[0].draws == (1 if want[1] else 0)
     assert Ancestral().variance == "posterior" and EulerMaruyama().eta == 1.0 and Heun().space == "t"
     churn = EDMStochastic()
     assert (churn.S_churn, churn.S_tmin, churn.S_tmax, churn.S_noise) == (40.0, 0.05, 50.0, 1.003)
@@ -120,6 +121,12 @@ def test_nfe_is_what_is_evaluated(solver: Solver, steps: int, to_zero: bool) -> 
     x = quantile_starts(oracle, 0.9)
     execute(plan, oracle, x, draw=draws(x.shape))
     assert len(oracle.calls) == plan.nfe == (each * (steps - 1) + 1 if to_zero else each * steps)
+    for step in plan.steps:  # the ends of a step are its times themselves, not what their lam gives back
+        asked = [stage.time for stage in step.stages]
+        if not (isinstance(solver, EDMStochastic) and solver.stochastic):
+            assert asked[0] == step.start
+        if len(asked) > 1:
+            assert asked[-1] == step.end
     assert len(plan.steps) == steps and plan.times[0] == 0.9 and plan.times[-1] == (0.0 if to_zero else 1e-3)
 
 
@@ -612,7 +619,11 @@ def test_the_last_step_is_x0_by_every_solver() -> None:
         assert solver.plan(VP(), torch.tensor([0.01, 0.0], dtype=F64)).steps == (to_data(0.01),)
 
 
-@pytest.mark.parametrize("solver", [DDIM(), Euler(), Heun(), RK4(), Euler("rho"), Heun("lam"), Heun("rho")], ids=str)
+@pytest.mark.parametrize(
+    "solver",
+    [DDIM(), Euler(), Heun(), RK4(), Euler("rho"), Heun("lam"), Heun("rho"), EulerMaruyama(eta=0.0)],
+    ids=str,
+)
 def test_no_coefficient_is_ever_nan(solver: Solver) -> None:
     """Encoding from t = 0 itself either works or is refused by name; it never returns NaN."""
     process = Trig()

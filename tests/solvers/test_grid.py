@@ -177,15 +177,12 @@ def test_bad_times_are_refused(bad: list[float], match: str) -> None:
         check_times(torch.tensor(bad, dtype=F64), VP())
 
 
-def test_increasing_times_are_refused_unless_asked_for() -> None:
-    up = torch.tensor([0.1, 0.5], dtype=F64)
-    check_times(up, VP(), increasing=True)
-    with pytest.raises(ConfigError, match="decrease"):
-        check_times(up, VP())
-    with pytest.raises(ConfigError, match="increase"):
-        check_times(up.flip(0), VP(), increasing=True)
-    with pytest.raises(ConfigError, match="increase"):
-        check_times(torch.tensor([0.1, 0.1], dtype=F64), VP(), increasing=True)
+def test_the_direction_of_times_is_told() -> None:
+    assert check_times(torch.tensor([0.1, 0.5], dtype=F64), VP()) is True
+    assert check_times(torch.tensor([0.5, 0.1], dtype=F64), VP()) is False
+    assert check_times(torch.tensor([1.0, 0.5, 0.0], dtype=F64), VP()) is False
+    with pytest.raises(ConfigError, match="increase: entries 1 and 2"):
+        check_times(torch.tensor([0.1, 0.5, 0.5, 0.7], dtype=F64), VP())
 
 
 @pytest.mark.parametrize(

@@ -257,14 +257,19 @@ def test_no_churn_is_heun_in_rho() -> None:
     assert EDMStochastic().order == 1 and EDMStochastic().stochastic
 
 
-@pytest.mark.parametrize("process", [EDM(), VP(), DiscreteVP(steps=50)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process", [EDM(), VP(), DiscreteVP(steps=50), Flow(), DiscreteVP(steps=50, zero_terminal_snr=True)], ids=str
+)
 def test_churn_stops_at_the_end_of_the_process(process: Process) -> None:
     """Where the process ends before rho_hat, rho_hat is its end: no evaluation beyond T."""
     churn = EDMStochastic(S_churn=100.0, S_tmin=0.0, S_tmax=1e9, S_noise=1.0)
-    times = Karras().times(process, 8, process.T, process.t_min, True)
+    times = Karras().times(process, 8, process.t_max, process.t_min, True)
     plan = churn.plan(process, times)
     asked = [stage.time for step in plan.steps for stage in step.stages if stage.time is not None]
     assert max(asked) <= process.T * (1 + 1e-12)
+    assert all(math.isfinite(c) for step in plan.steps for stage in step.stages for _, c in stage.terms)
+    if process.t_max < process.T:  # alpha(T) = 0: there is always room above t_max
+        return
     # the first step starts at the end, where nothing can be added
     assert dict(plan.steps[0].stages[0].terms).get(("z", 0), 0.0) == pytest.approx(0.0, abs=1e-5 * process.T)
 
@@ -322,6 +327,20 @@ def test_the_law_by_monte_carlo(process: Process, solver: Solver, steps: int, gr
             se = math.sqrt(float(cov[i, i] * cov[j, j] + cov[i, j] ** 2) / n)
             assert abs(float(got[i, j] - cov[i, j])) < 4 * se
     assert ((mean - MEAN).abs() < 0.05).all() and ((cov - COV).abs() < 0.25).all()  # and it is near the data
+
+
+def test_fields_out_of_range_are_refused() -> None:
+    for kind, wrong in (
+        (EulerMaruyama, {"eta": -0.05}),
+        (EDMStochastic, {"S_churn": -0.05}),
+        (EDMStochastic, {"S_tmin": -0.05}),
+        (EDMStochastic, {"S_tmax": 0.0}),
+        (EDMStochastic, {"S_noise": 0.0}),
+        (Ancestral, {"variance": "middle"}),
+    ):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            kind(**wrong)
+    assert EulerMaruyama(eta=0.05).stochastic and EDMStochastic(S_churn=0.05, S_tmin=0.0, S_noise=0.05).stochastic
 
 
 def test_stochastic_solvers_refuse_to_encode_and_to_start_at_alpha_0() -> None:

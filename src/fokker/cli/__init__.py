@@ -23,6 +23,8 @@ def main() -> None:
     usage_error: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # recent versions of typer catch the interruption themselves
+            raise KeyboardInterrupt
     except (typer.Abort, KeyboardInterrupt):
         print("fokker: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -41,6 +41,8 @@ def sample(
     from ..train.checkpoint import write_whole
     from ..train.trainer import class_count
 
+    if n < 1:
+        raise ConfigError(f"--n: given {n}, must be at least 1")
     if output.suffix not in (".png", ".npy"):
         raise ConfigError(f"--output: given {str(output)!r}; must end in .png or .npy")
     if output.exists() and not overwrite:
@@ -99,7 +101,7 @@ def _labels(label: str | None, count: int, names: list[str], n: int) -> Any:
     by_name = {name.casefold(): i for i, name in enumerate(names)}
     if label.casefold() in by_name:
         return torch.full((n,), by_name[label.casefold()])
-    if label.isdigit() and int(label) < count:
+    if label.isdecimal() and int(label) < count:
         return torch.full((n,), int(label))
     numbers = f"0 to {count - 1}"
     raise ConfigError(f"--label: given {label!r}; allowed: {numbers}{'; ' + closest(label, names) if names else ''}")
@@ -113,5 +115,8 @@ def _component(text: str) -> Any:
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"--solver: given {text!r}; fields are written kind:name=value,name=value")
-        values[name.strip()] = yaml.safe_load(value)
+        try:
+            values[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--solver: given {text!r}; {value!r} is no value") from None
     return values

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..component import component
+from ..errors import ConfigError
 from ..process import DiscreteVP, Process
 
 __all__ = ["LogNormal", "LogitNormal", "TimeLaw", "UniformTimes"]
@@ -68,20 +69,25 @@ class _Normal(TimeLaw):
         """dh / dt."""
         raise NotImplementedError
 
-    def _ends(self, process: Process) -> tuple[Tensor, Tensor]:
+    def _ends(self, process: Process) -> tuple[float, float, float]:
+        """(side, p, q): side z runs over normal probabilities from p to q; the side keeps the digits of far tails."""
         ends = torch.tensor([process.t_min, process.T], dtype=torch.float64)
-        low, high = torch.special.ndtr((self._h(process, ends) - self.mean) / self.std)
-        return low, high
+        z = (self._h(process, ends) - self.mean) / self.std
+        side = -1.0 if bool(z[0] > 0) else 1.0
+        p, q = torch.special.ndtr(side * z).tolist()
+        if p == q:
+            raise ConfigError(f"{self} has no mass on [{process.t_min:g}, {process.T:g}] of {process}: move its mean")
+        return side, p, q
 
     def quantile(self, process: Process, u: Tensor) -> Tensor:
-        low, high = (end.to(u.device) for end in self._ends(process))
-        z = torch.special.ndtri(low + (high - low) * u.double())
+        side, p, q = self._ends(process)
+        z = side * torch.special.ndtri(p + (q - p) * u.double())
         return self._inverse(process, self.mean + self.std * z).clamp(process.t_min, process.T)
 
     def density(self, process: Process, t: Tensor) -> Tensor:
-        low, high = (end.to(t.device, t.dtype) for end in self._ends(process))
+        _, p, q = self._ends(process)
         z = (self._h(process, t) - self.mean) / self.std
-        return (-0.5 * z**2).exp() / (_ROOT * self.std * (high - low)) * self._slope(process, t)
+        return (-0.5 * z**2).exp() / (_ROOT * self.std * abs(q - p)) * self._slope(process, t)
 
 
 @component

@@ -1,7 +1,7 @@
 """Processes: the Gaussian corruption of data, its kernels, its prior and its clocks."""
 
 from . import clocks
-from .base import Normal, Posterior, Process, Transition, as_time, expand
+from .base import Normal, Posterior, Process, Transition, as_time, expand, readable
 from .clocks import convert, convert_time
 from .schedules import EDM, OU, VE, VP, Cosine, Flow, SubVP, Trig
 from .tables import DDPM, Custom, DiscreteVP, Linear
@@ -28,4 +28,5 @@ __all__ = [
     "convert",
     "convert_time",
     "expand",
+    "readable",
 ]

@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import noise as philox
 from ..errors import ConfigError
 
-__all__ = ["Normal", "Posterior", "Process", "Time", "Transition", "as_time", "expand"]
+__all__ = ["Normal", "Posterior", "Process", "Time", "Transition", "as_time", "expand", "readable"]
 
 Time = float | Tensor
 
@@ -45,9 +45,15 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.to(x.device, x.dtype).reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
 
 
+def readable(value: Tensor) -> bool:
+    """Whether a value may be looked at: on an accelerator that waits for it, in compile or vmap there is none."""
+    if torch.compiler.is_compiling() or value.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
 def _ordered(lower: Tensor, upper: Tensor, law: str) -> None:
-    # Comparing tensors on an accelerator would wait for it: there the order is the caller's word.
-    if lower.device.type == "cpu" and upper.device.type == "cpu" and bool((lower > upper).any()):
+    if readable(lower) and readable(upper) and bool((lower > upper).any()):
         low, up = lower.reshape(-1)[:3].tolist(), upper.reshape(-1)[:3].tolist()
         raise ConfigError(f"{law}: the first time must not exceed the second (given {low} and {up})")
 
@@ -177,7 +183,7 @@ class Process:
         _ordered(t, s, "posterior(x, x0, s, t)")
         scale, std = self._transition(t, s)
         sigma_s, sigma_t = self.sigma(s), self.sigma(t)
-        if sigma_s.device.type == "cpu" and bool((sigma_s == 0.0).any()):
+        if readable(sigma_s) and bool((sigma_s == 0.0).any()):
             raise ConfigError(f"posterior: sigma is 0 at s={s.tolist()}: x_s is the data already, choose s > 0")
         ratio = sigma_t / sigma_s
         return Posterior(scale * ratio**2, self.alpha(t) * (std / sigma_s) ** 2, std * ratio)

@@ -14,10 +14,11 @@ x_2 / (alpha_2 + sigma_2) = x_1 / (alpha_1 + sigma_1) there (book Prop. 6.3.3; Z
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .base import Process, Time, as_time, expand
+from .base import Process, Time, as_time, expand, readable
 from .tables import DiscreteVP
 
 __all__ = [
@@ -94,9 +95,10 @@ def convert_time(t: Time, source: Process, target: Process) -> Tensor:
     """The time of `target` with the lam that `source` has at `t`."""
     t = as_time(t)
     lam = source.lam(t)
-    if lam.device.type == "cpu":
+    if readable(lam):
         low, high = lam_range(target)
-        slack = 1e-9 * (1.0 + lam.abs())
+        relative = 1e-9 if lam.dtype == torch.float64 else 4e-6
+        slack = torch.where(lam.isfinite(), relative * (1.0 + lam.abs()), 0.0)
         outside = (lam < low - slack) | (lam > high + slack)
         if bool(outside.any()):
             value = float(lam[outside].reshape(-1)[0])

@@ -313,6 +313,9 @@ class Cosine(Process):
         t = as_time(t)
         return -self.alpha(t) * self.d_alpha(t) / self.sigma(t)
 
+    def g2(self, t: Time) -> Tensor:
+        return -2.0 * self.f(t)  # alpha^2 + sigma^2 = 1
+
     def time(self, lam: Time) -> Tensor:
         lam = as_time(lam)
         cosine, sine = math.cos(self._rate * self.s), math.sin(self._rate * self.s)

@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ..component import Array, component
-from ..errors import ConfigError
+from ..errors import ConfigError, closest
 from .base import Process, Time, as_time, bisect_time
 
 __all__ = ["DDPM", "Custom", "DiscreteVP", "Linear"]
@@ -21,6 +21,16 @@ Positive = Annotated[float, Field(gt=0)]
 Small = Annotated[float, Field(gt=0, lt=0.5)]
 Function = Callable[[Tensor], Tensor]
 Beta = Annotated[float, Field(gt=0, lt=1)] | None
+
+
+def _known(betas: Any) -> Any:
+    names = ("linear", "scaled_linear", "cosine", "sigmoid")
+    if isinstance(betas, str) and betas not in names:
+        raise ConfigError(f"DiscreteVP.betas: given {betas!r}, {closest(betas, names)}, or one number per level")
+    return betas
+
+
+_NAMED = BeforeValidator(_known)
 
 
 @component
@@ -41,7 +51,7 @@ class DiscreteVP(Process):
     """
 
     steps: Annotated[int, Field(ge=2)] = 1000
-    betas: Literal["linear", "scaled_linear", "cosine", "sigmoid"] | Array = "linear"
+    betas: Annotated[Literal["linear", "scaled_linear", "cosine", "sigmoid"] | Array, _NAMED] = "linear"
     zero_terminal_snr: bool = False
     beta_start: Beta = None
     beta_end: Beta = None
@@ -50,6 +60,11 @@ class DiscreteVP(Process):
     _ends_at_zero: ClassVar[bool]
 
     def __post_init__(self) -> None:
+        bare = isinstance(self.betas, Array) or self.betas == "cosine"
+        if bare and (self.beta_start, self.beta_end) != (None, None):
+            raise ConfigError(
+                "DiscreteVP.beta_start and beta_end belong to the named linear, scaled_linear and sigmoid"
+            )
         betas = self._given_betas()
         if betas.shape != (self.steps,):
             raise ConfigError(f"DiscreteVP.betas: given shape {betas.shape}, must be ({self.steps},), one per level")
@@ -109,7 +124,7 @@ class DiscreteVP(Process):
         return self._log(t).exp().to(as_time(t).dtype)
 
     def sigma(self, t: Time) -> Tensor:
-        return (-torch.expm1(2.0 * self._log(t))).sqrt().to(as_time(t).dtype)
+        return torch.expm1(2.0 * self._log(t)).abs().sqrt().to(as_time(t).dtype)  # abs: -expm1 would give -0 at 0
 
     def lam(self, t: Time) -> Tensor:
         log_alpha = self._log(t)
@@ -171,7 +186,8 @@ class Linear(Process):
         log_alpha, J = self._advance(edges[:-1], edges[1:], zero)
         knots = torch.cat([zero[:1], log_alpha.cumsum(0)])
         total = torch.cat([zero[:1], (J * (-2.0 * knots[:-1]).exp()).cumsum(0)])
-        if not bool(torch.isfinite(total).all()):
+        given = torch.stack([self._call(self.drift, edges), self._call(self.diffusion, edges)])
+        if not bool(torch.isfinite(total).all() & torch.isfinite(given).all()):
             raise ConfigError("Linear: f and g must be finite on [0, T]; for a singular end give Custom(alpha, sigma)")
         object.__setattr__(self, "_tables", (Array(edges), Array(knots), Array(total)))
         self._check_decreasing()
@@ -224,8 +240,13 @@ class Linear(Process):
         return self.f(t) * self.alpha(t)
 
     def d_sigma(self, t: Time) -> Tensor:
-        sigma = self.sigma(t)
-        return 0.5 * self.g2(t) / sigma + self.f(t) * sigma
+        t = as_time(t)
+        sigma, g2 = self.sigma(t), self.g2(t)
+        # At t = 0 the slope is infinite like g / (2 sqrt(t)), unless g starts at 0 too: then it is lim sigma / t.
+        near = self.sigma(torch.full_like(t, 1e-7 * self.horizon)) / (1e-7 * self.horizon)
+        start = torch.where(g2 > 0, torch.full_like(t, math.inf), near)
+        inside = 0.5 * g2 / torch.where(sigma > 0, sigma, 1.0) + self.f(t) * sigma
+        return torch.where(sigma > 0, inside, start)
 
     def time(self, lam: Time) -> Tensor:
         lam = as_time(lam)

@@ -2,9 +2,9 @@ r"""Ancestral sampling: draw from p(x_t | x_s, x0) with the predicted x0 (book E
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..component import component
@@ -51,6 +51,6 @@ class Ancestral(Solver):
 def _learned_std(low: float, high: float) -> Coef:
     def std(registers: Registers) -> Tensor:
         weight = 0.5 * (registers.variance(0) + 1.0)
-        return torch.as_tensor(low) ** (1.0 - weight) * torch.as_tensor(high) ** weight
+        return (math.log(low) * (1.0 - weight) + math.log(high) * weight).exp()
 
     return std

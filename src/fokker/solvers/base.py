@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import ClassVar
 
 import torch
@@ -22,11 +23,13 @@ class Solver:
         slots: history slots its plans use.
         stochastic: whether its plans draw noise (then they run towards the data only).
         open_start: whether it cannot start where alpha = 0, because its coefficients are infinite there.
+        open_data: the same of an encoding that starts where sigma = 0.
     """
 
     slots: ClassVar[int] = 1
     stochastic: bool = False
     open_start: bool = False
+    open_data: bool = False
 
     @property
     def order(self) -> int:
@@ -43,12 +46,13 @@ class Solver:
         A last time of 0 is reached by `to_data`. Raises ConfigError for times the solver cannot use.
         """
         times = torch.as_tensor(times, dtype=torch.float64)
-        increasing = bool(times[-1] > times[0])
-        check_times(times, process, increasing=increasing)
+        increasing = check_times(times, process)
         if increasing and self.stochastic:
             raise ConfigError(f"{self} is stochastic and runs towards the data only; encode with DDIM() or Heun()")
         if self.open_start and bool((process.alpha(times) == 0.0).any()):
             raise ConfigError(f"{self} is singular at time {process.T:g}, where alpha = 0: start at {process.t_max:g}")
+        if increasing and self.open_data and bool(process.sigma(times[0]) == 0.0):
+            raise ConfigError(f"{self} is singular at time 0, where sigma = 0: start at {process.t_min:g}")
         zero = bool(times[-1] == 0.0)
         inner = times[:-1] if zero else times
         steps = self.steps(process, inner[:-1], inner[1:]) if len(inner) > 1 else []
@@ -61,7 +65,11 @@ def steps_for_nfe(
     solver: Solver, grid: Grid, process: Process, nfe: int, start: float, stop: float, to_zero: bool
 ) -> int:
     """The largest number of steps whose plan makes at most `nfe` evaluations. Raises ConfigError if there is none."""
-    for steps in range(nfe, 0, -1):
-        if solver.plan(process, grid.times(process, steps, start, stop, to_zero)).nfe <= nfe:
-            return steps
-    raise ConfigError(f"nfe: given {nfe}, which is less than one step of {solver} needs")
+
+    def cost(steps: int) -> int:
+        return solver.plan(process, grid.times(process, steps, start, stop, to_zero)).nfe
+
+    found = bisect_right(range(1, nfe + 1), nfe, key=cost)  # every step evaluates at least once
+    if found == 0:
+        raise ConfigError(f"nfe: given {nfe}, which is less than one step of {solver} needs ({cost(1)})")
+    return found

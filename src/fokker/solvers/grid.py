@@ -119,15 +119,17 @@ def as_grid(given: Any) -> Grid:
     return grid
 
 
-def check_times(times: Tensor, process: Process, *, increasing: bool = False) -> None:
-    """Refuse times that are not strictly monotone inside [0, T]."""
-    gaps = times[1:] - times[:-1]
-    wrong = gaps <= 0 if increasing else gaps >= 0
+def check_times(times: Tensor, process: Process) -> bool:
+    """Refuse times that are not strictly monotone inside [0, T]; whether they increase."""
     if times.ndim != 1 or len(times) < 2 or not bool(torch.isfinite(times).all()):
         raise ConfigError(f"times: given shape {tuple(times.shape)}, must be N + 1 >= 2 finite numbers")
+    increasing = bool(times[-1] > times[0])
+    gaps = times[1:] - times[:-1]
+    wrong = gaps <= 0 if increasing else gaps >= 0
     if bool(wrong.any()):
         n = int(wrong.nonzero()[0])
         order = "increase" if increasing else "decrease"
         raise ConfigError(f"times must strictly {order}: entries {n} and {n + 1} are {times[n]:g} and {times[n + 1]:g}")
     if bool((times < 0).any() | (times > process.T * (1.0 + 1e-12)).any()):
         raise ConfigError(f"times must lie in [0, {process.T:g}] (given {times.min():g} to {times.max():g})")
+    return increasing

@@ -12,7 +12,8 @@ A step holds registers and fills them in order:
     out:      x  <- sum c r
 
 A coefficient c is a number, an `Array` that broadcasts over the event, or a `Rule` of the registers that gives one
-number per sample. Every fixed-grid sampler of the field is such a table; the executor is in `run`.
+number per sample (its attribute `reads` names the registers it looks at). Every fixed-grid sampler of the field is
+such a table; the executor is in `run`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from ..component import Array
 
-__all__ = ["Coef", "Plan", "Reg", "Registers", "Rule", "Stage", "Step", "Term", "evaluate", "to_data"]
+__all__ = ["Coef", "Plan", "Reg", "Registers", "Rule", "Stage", "Step", "Term", "evaluate", "reads", "to_data"]
 
 Reg = tuple[Literal["x", "y", "m", "z", "one"], int]
 
@@ -115,24 +116,40 @@ class Plan:
         live: set[int] = set()
         steps: list[Step] = []
         for step in reversed(self.steps):
-            wanted = set(_reads(step.out, live))
+            wanted = set(reads(step.out))
             stages: list[Stage] = []
             for j, stage in reversed(list(enumerate(step.stages))):
+                live |= {register[1] for register in wanted if register[0] == "m"}
+                wanted = {register for register in wanted if register[0] != "m"}
                 if stage.time is not None and stage.keep not in live:
                     stage = replace(stage, time=None, keep=None)
                 if stage.keep is not None:
                     live.discard(stage.keep)
-                    wanted.add(("y", j))
-                if ("y", j) not in wanted:
+                    wanted |= {("y", j), *reads((), stage.affine)}
+                if ("y", j) in wanted:
+                    wanted |= set(reads(stage.terms))
+                else:
                     stage = replace(stage, terms=())
-                wanted.update(_reads(stage.terms, live))
-                wanted.update(_reads(tuple((("one", 0), c) for c in stage.affine), live))
                 stages.append(stage)
+            live |= {register[1] for register in wanted if register[0] == "m"}
             while stages and not stages[0].terms:
                 stages.pop(0)
-            draws = step.draws if any(register[0] == "z" for register in wanted) or _has_rule(step) else 0
-            steps.append(replace(step, stages=tuple(reversed(stages)), draws=draws))
+            drawn = any(register[0] == "z" for register in wanted) or has_rule(step)
+            steps.append(replace(step, stages=tuple(reversed(stages)), draws=step.draws if drawn else 0))
         return Plan(tuple(reversed(steps)), self.slots)
+
+
+def reads(terms: tuple[Term, ...], alone: tuple[Coef, ...] = ()) -> Iterator[Reg]:
+    """The registers that terms read, and those that their rules, or coefficients standing alone, name in `reads`."""
+    yield from (register for register, _ in terms)
+    for c in (*(c for _, c in terms), *alone):
+        if callable(c):
+            yield from getattr(c, "reads", ())
+
+
+def has_rule(step: Step) -> bool:
+    """Whether any coefficient of the step is a rule."""
+    return any(callable(c) for c in _coefficients(step))
 
 
 def _coefficients(step: Step) -> Iterator[Any]:
@@ -140,17 +157,3 @@ def _coefficients(step: Step) -> Iterator[Any]:
     for stage in step.stages:
         yield from (c for _, c in stage.terms)
         yield from stage.affine
-
-
-def _has_rule(step: Step) -> bool:
-    return any(callable(c) for c in _coefficients(step))
-
-
-def _reads(terms: tuple[Term, ...], live: set[int]) -> Iterator[Reg]:
-    """The registers that terms read; history slots are noted in `live`. A rule may read any it names in `reads`."""
-    for register, coefficient in terms:
-        named: tuple[Reg, ...] = getattr(coefficient, "reads", ()) if callable(coefficient) else ()
-        for one in (register, *named):
-            if one[0] == "m":
-                live.add(one[1])
-            yield one

@@ -37,6 +37,10 @@ class _RungeKutta(Solver):
     def open_start(self) -> bool:  # type: ignore[override]
         return self.space != "t"
 
+    @property
+    def open_data(self) -> bool:  # type: ignore[override]
+        return self.space != "t"
+
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
         rows, _ = self.tableau
         nodes = torch.tensor([sum(row) for row in rows], dtype=torch.float64)

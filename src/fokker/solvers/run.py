@@ -19,7 +19,7 @@ from ..component import Array
 from ..errors import ConfigError
 from ..prediction import Denoiser, Prediction, coefficients, reading
 from ..process import expand
-from .plan import Coef, Plan, Reg, Stage, Step, Term
+from .plan import Coef, Plan, Reg, Stage, Step, Term, has_rule, reads
 
 __all__ = ["Bound", "bind", "run"]
 
@@ -68,14 +68,18 @@ def _product(a: Coef, b: Coef, device: torch.device, dtype: torch.dtype) -> Coef
         return Array(a.value * (b.value if isinstance(b, Array) else b))
     if isinstance(a, float) and isinstance(b, Array):
         return Array(a * b.value)
-    first, second = a, b  # a rule is involved: multiply what it gives, sample by sample
-    return lambda registers: _value(first, registers, device, dtype) * _value(second, registers, device, dtype)
+    return lambda registers: _value(a, registers, device, dtype) * _value(b, registers, device, dtype)
 
 
 def _value(c: Coef, registers: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(c, float):
         return c
-    return c.to(device, dtype) if isinstance(c, Array) else c(registers)
+    return c.to(device, dtype) if isinstance(c, Array) else per_sample(c(registers), registers[("x", 0)])
+
+
+def per_sample(value: Tensor, like: Tensor) -> Tensor:
+    """What a rule gives, one number per sample or a tensor of the state's shape, ready to multiply the state."""
+    return expand(value, like) if value.ndim <= 1 else value
 
 
 def _merged(terms: list[tuple[Any, Coef]]) -> tuple[tuple[Any, Coef], ...]:
@@ -97,7 +101,7 @@ def _later_reads(step: Step, j: int, slot: int) -> bool:
     if nxt is None:
         return False
     after: list[Term] = [*step.out, *(t for stage in step.stages[nxt + 1 :] for t in stage.terms)]
-    return any(register == ("m", slot) for register, _ in after)
+    return ("m", slot) in reads(tuple(after))
 
 
 def _survivors(plan: Plan) -> list[set[int]]:
@@ -106,21 +110,12 @@ def _survivors(plan: Plan) -> list[set[int]]:
     result: list[set[int]] = []
     for step in reversed(plan.steps):
         result.append(set(live))
-        for terms in [step.out, *(stage.terms for stage in reversed(step.stages))]:
-            live |= {register[1] for register, _ in terms if register[0] == "m"}
-        live -= _written_first(step)
+        live |= {register[1] for register in reads(step.out) if register[0] == "m"}
+        for stage in reversed(step.stages):
+            if stage.keep is not None:
+                live.discard(stage.keep)
+            live |= {register[1] for register in reads(stage.terms, stage.affine) if register[0] == "m"}
     return result[::-1]
-
-
-def _written_first(step: Step) -> set[int]:
-    """Slots this step writes before it reads them."""
-    written: set[int] = set()
-    read: set[int] = set()
-    for stage in step.stages:
-        read |= {register[1] for register, _ in stage.terms if register[0] == "m"} - written
-        if stage.keep is not None:
-            written.add(stage.keep)
-    return written - read
 
 
 def bind(plan: Plan, denoiser: Denoiser, device: torch.device, dtype: torch.dtype) -> Bound:
@@ -162,8 +157,8 @@ def bind(plan: Plan, denoiser: Denoiser, device: torch.device, dtype: torch.dtyp
             if stage.time is not None:
                 scaled = _folded_reading(stage, stage.time, denoiser, device, dtype)
                 assert stage.keep is not None
-                rules = any(callable(c) for _, c in step.out) or any(callable(c) for c in scaled)
-                fold = not rules and stage.keep not in survivors[n] and not _later_reads(step, j, stage.keep)
+                later = stage.keep in survivors[n] or _later_reads(step, j, stage.keep)
+                fold = not later and not has_rule(step)  # a rule may look at m itself
                 folded.pop(stage.keep, None)
                 if fold:
                     folded[stage.keep] = (alias.get(("y", j), ("y", j)), *scaled)
@@ -183,6 +178,8 @@ def _folded_reading(
     p = stage.affine[0]
     if isinstance(p, float) and isinstance(on_y, float):
         total: Coef = p + on_y
+    elif isinstance(p, (float, Array)) and isinstance(on_y, (float, Array)):
+        total = Array((p.value if isinstance(p, Array) else p) + (on_y.value if isinstance(on_y, Array) else on_y))
     else:
         total = lambda registers: _value(p, registers, device, dtype) + _value(on_y, registers, device, dtype)  # noqa: E731
     return total, _product(stage.affine[1], float(to_q), device, dtype)
@@ -208,7 +205,7 @@ class _File:
         if kind == "x" or (kind == "y" and i in self.alias):
             return self.x
         if kind == "one":
-            return torch.ones((), dtype=self.x.dtype)
+            return self.x.new_ones(()).expand_as(self.x)
         found: Tensor | None = self.y[i] if kind == "y" else self.m[i] if kind == "m" else self.z[i]
         assert found is not None
         return found
@@ -227,9 +224,8 @@ class _File:
             return torch.zeros_like(like) if into is None or self.functional else into.zero_()
         (first, c), *rest = values
         total: Tensor
-        if self.functional or into is None:
+        if self.functional or into is None or any(value is into for value, _ in rest):
             total = (first * c).to(like.dtype)
-            total = total.expand_as(like).clone() if total.ndim == 0 else total
         elif first is into:
             total = into if _is_one(c) else into.mul_(c)
         else:
@@ -248,8 +244,7 @@ class _File:
             return c
         if isinstance(c, Array):
             return c.like(like)
-        value = c(self)
-        return expand(value, like) if value.ndim <= 1 else value
+        return per_sample(c(self), like)
 
 
 def _is_one(c: Any) -> bool:
@@ -310,7 +305,8 @@ def run(
         registers.x = registers.combine(step.out, None if functional else registers.x)
         if after_step is not None:
             changed = after_step(n, registers.x)
-            registers.x = registers.x if changed is None else changed
+            if changed is not None and changed is not registers.x:
+                registers.x = changed if functional else changed.clone()
         if states is not None:
             states.append(registers.x.clone())
     return registers.x

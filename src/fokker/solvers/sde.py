@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor
 
 from ..component import component
-from ..errors import ConfigError
 from ..process import Process
 from .base import Solver
 from .plan import Plan, Stage, Step, Term, X, evaluate
@@ -32,6 +31,7 @@ class EulerMaruyama(Solver):
     """
 
     eta: Annotated[float, Field(ge=0.0)] = 1.0
+    open_data = True
 
     @property
     def order(self) -> int:
@@ -83,6 +83,7 @@ class EDMStochastic(Solver):
     S_noise: Annotated[float, Field(gt=0.0)] = 1.003
     slots: ClassVar[int] = 2
     open_start = True
+    open_data = True
 
     @property
     def order(self) -> int:
@@ -107,10 +108,8 @@ class EDMStochastic(Solver):
         gamma = min(self.S_churn / count, math.sqrt(2.0) - 1.0) if self.S_tmin <= rho <= self.S_tmax else 0.0
         if gamma == 0.0:
             return step
-        hat = float(process.time(-math.log(rho * (1.0 + gamma))))
+        hat = min(float(process.time(-math.log(rho * (1.0 + gamma)))), process.T)
         rho_hat = math.exp(-float(process.lam(hat)))
-        if not math.isfinite(rho_hat):
-            raise ConfigError(f"EDMStochastic: noise level {rho * (1.0 + gamma):g} is beyond the process")
         alpha_hat = float(process.alpha(hat))
         noise = self.S_noise * math.sqrt(max(rho_hat**2 - rho**2, 0.0))
         lift: tuple[Term, ...] = ((X, alpha_hat / float(process.alpha(step.start))), (("z", 0), alpha_hat * noise))

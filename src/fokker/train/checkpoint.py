@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -41,7 +44,8 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save(path: Path | str, denoiser: NetDenoiser, info: dict[str, Any] | None = None) -> None:
@@ -55,7 +59,18 @@ def save(path: Path | str, denoiser: NetDenoiser, info: dict[str, Any] | None = 
     header = spec(denoiser, tensors)
     tensors |= {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
     metadata = {"format": FORMAT, "denoiser": json.dumps(header), "info": json.dumps(info or {})}
+    metadata["sha256"] = _digest(metadata, tensors)
     write_whole(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """What tells a flipped bit from a model: a hash of the recipe, the info and every tensor."""
+    digest = hashlib.sha256((metadata["denoiser"] + metadata["info"]).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def model_path(path: Path | str) -> Path:
@@ -96,9 +111,13 @@ def load(path: Path | str) -> NetDenoiser:
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
+            metadata = opened.metadata()
+        if metadata.get("sha256") != _digest(metadata, tensors):
+            raise FileError(f"{file}: damaged, its content does not have its checksum; use a copy or train again")
         arrays = {name: value for name, value in tensors.items() if name.startswith("array:")}
-        denoiser = build("denoiser", recipe, arrays)
+        parts = {name: build(name, recipe[name], arrays) for name in ("net", "process")}
+        denoiser = build("denoiser", recipe | parts, arrays)
         denoiser.load_state_dict({name: value for name, value in tensors.items() if name not in arrays})
-    except (SafetensorError, RuntimeError, ConfigError) as error:
+    except (SafetensorError, RuntimeError, ConfigError, KeyError, TypeError) as error:
         raise FileError(f"{file}: cannot be read back ({str(error).splitlines()[0]})") from None
     return denoiser.eval()  # type: ignore[no-any-return]

@@ -157,7 +157,7 @@ def read(given: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise FileError(f"no recipe {str(given)!r}: {closest(str(given), known)}, or the path of a YAML file")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise FileError(f"{file}: not a readable YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a recipe is a mapping of keys to values")
@@ -173,6 +173,7 @@ def make(values: Mapping[str, Any]) -> Recipe:
     for name in values:
         if name not in keys:
             raise ConfigError(f"recipe has no key {name!r}: {closest(str(name), keys)}")
+    _check_keys(values)
     parts = dict(values)
     for name, cls in SECTIONS.items():
         if name in parts:
@@ -188,13 +189,21 @@ def make(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**parts)
 
 
+def _check_keys(values: Any) -> None:
+    if isinstance(values, Mapping):
+        for name, inner in values.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"recipe: the key {name!r} is no name; keys are words")
+            _check_keys(inner)
+
+
 def _override(values: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {item!r}: must be key=value, for example train.steps=400")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # YAML takes 2024-13-45 for a date
         value = text
     *path, last = key.split(".")
     place = values

@@ -54,14 +54,13 @@ def class_count(denoiser: NetDenoiser) -> int:
     return int(config.get("classes", 0))
 
 
-def draw_samples(denoiser: NetDenoiser, recipe: Recipe) -> Tensor:
+def draw_samples(denoiser: NetDenoiser, recipe: Recipe, n: int | None = None, steps: int | None = None) -> Tensor:
     """The samples a run's pictures show: `sampling.n` of them, classes in turn, always the same noises."""
     options, classes = recipe.sampling, class_count(denoiser)
-    labels = torch.arange(options.n) % classes if classes else None
+    n, steps = n or options.n, steps or options.steps
+    labels = torch.arange(n) % classes if classes else None
     guided = denoiser if labels is None or options.guidance == 1.0 else CFG(denoiser, options.guidance)
-    return sample(
-        guided, n=options.n, solver=options.solver, grid=options.grid, steps=options.steps, cond=labels, seed=0
-    )
+    return sample(guided, n=n, solver=options.solver, grid=options.grid, steps=steps, cond=labels, seed=0)
 
 
 def fit(recipe: Recipe, *, progress: bool = True) -> Path:
@@ -74,17 +73,22 @@ def fit(recipe: Recipe, *, progress: bool = True) -> Path:
         ConfigError: data and network do not fit, or the loss is no longer finite.
     """
     folder, options = recipe.folder, recipe.train
-    if folder.exists() and any(folder.iterdir()):
+    taken = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if taken.exists() and not taken.is_dir():
+        raise FileError(f"{taken}: this is a file and is left as it is; choose another folder with run.dir=...")
+    if folder.is_dir() and any(folder.iterdir()):
         raise FileError(f"{folder}: this folder is not empty and is left as it is; choose another with run.dir=...")
     samples = recipe.data.load("train")
     torch.manual_seed(options.seed)  # initial weights and dropout
     denoiser = recipe.model(samples)
-    spec(denoiser, {})  # what cannot be saved is said before an hour is spent
+    # What cannot be saved, drawn or trained is said before an hour is spent and before a folder is made.
+    spec(denoiser, {})
+    text = yaml.safe_dump(recipe.resolved(), sort_keys=False)
+    _check_fit(recipe, samples, denoiser)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser.to(device)
     average = EMA(denoiser, options.ema)
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(recipe.resolved(), sort_keys=False)
     write_whole(folder / "recipe.yaml", lambda path: _write(path, text))
     loop = _Loop(recipe, samples, denoiser, average, device)
     with _bar(progress) as bar, (folder / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -96,12 +100,23 @@ def fit(recipe: Recipe, *, progress: bool = True) -> Path:
                 log.flush()
                 bar.update(task, loss=record["loss"], rate=record["samples_per_second"])
             bar.advance(task)
-            last = step + 1 == options.steps
-            if last or (options.sample_every and (step + 1) % options.sample_every == 0):
+            if options.sample_every and (step + 1) % options.sample_every == 0 and step + 1 < options.steps:
                 loop.picture(folder / "samples" / f"{step + 1:06d}.png")
     info = {"classes": list(samples.classes), "recipe": recipe.resolved(), "step": options.steps}
     save(folder / MODEL, average.model, info)
+    loop.picture(folder / "samples" / f"{options.steps:06d}.png")
     return folder
+
+
+def _check_fit(recipe: Recipe, samples: Samples, denoiser: NetDenoiser) -> None:
+    """Refuse data, network and sampler that do not fit together. Raises ConfigError or UndeterminedError."""
+    classes = class_count(denoiser)
+    if classes and samples.labels is not None and int(samples.labels.max()) >= classes:
+        raise ConfigError(f"net.classes: given {classes}, but the data has labels up to {int(samples.labels.max())}")
+    x0, labels = samples.take(torch.arange(min(2, len(samples))))
+    with torch.no_grad():
+        recipe.objective(denoiser, x0, labels if classes else None, seed=recipe.train.seed)
+    draw_samples(denoiser, recipe, n=1, steps=1)
 
 
 class _Loop:
