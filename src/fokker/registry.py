@@ -198,7 +198,12 @@ def spec(thing: Any, tensors: dict[str, Tensor] | None = None, path: str = "") -
         if not names:
             raise ConfigError(f"{path}: {thing!r} cannot be saved: name it with @fk.register('...') first")
         return {"function": names[0]}
-    json.dumps(thing)
+    if isinstance(thing, Mapping):
+        return {name: spec(value, tensors, dot + str(name)) for name, value in thing.items()}
+    try:
+        json.dumps(thing)
+    except TypeError:
+        raise ConfigError(f"{path}: {type(thing).__name__} cannot be written to a file") from None
     return thing
 
 

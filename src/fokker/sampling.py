@@ -78,7 +78,7 @@ def sample(
         ConfigError: contradictory or impossible arguments.
     """
     job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
-    job.settle(job.grid_times(solver, steps, nfe, grid, final), cond)
+    job.settle(job.inward(job.grid_times(solver, steps, nfe, grid, final)), cond)
     fill = batch_size if pad else None
     parts = [job.run(part, fill, callback, after_step) for part in _track(job.parts(batch_size), progress)]
     return torch.cat(parts)
@@ -109,7 +109,7 @@ def trajectory(
     job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
     times = job.grid_times(solver, steps, nfe, grid, final)
     states: list[Tensor] = []
-    job.settle(times, cond)
+    job.settle(job.inward(times), cond)
     job.run(slice(0, job.n), callback=callback, states=states)
     return times[: len(states)], torch.stack(states)
 
@@ -205,6 +205,12 @@ class _Job:
         if nfe is not None:
             steps = steps_for_nfe(self.solver, chosen, process, nfe, start, stop, to_zero)
         return chosen.times(process, DEFAULT_STEPS if steps is None else steps, start, stop, to_zero)
+
+    def inward(self, times: Tensor) -> Tensor:
+        """The times, if they run towards the data."""
+        if times.ndim == 1 and len(times) > 1 and bool(times[-1] > times[0]):
+            raise ConfigError("grid: these times increase, towards the noise; to sample they decrease (see encode)")
+        return times
 
     def parts(self, batch_size: int | None) -> list[slice]:
         size = self.n if batch_size is None else batch_size

@@ -30,8 +30,14 @@ def train_classifier(
     """
     if not samples.is_image or samples.labels is None or not samples.classes:
         raise ConfigError("train_classifier needs labelled images; these samples are none")
+    batch = min(batch, len(samples))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _trained(samples, epochs, batch, lr, seed)
+
+
+def _trained(samples: Samples, epochs: int, batch: int, lr: float, seed: int) -> nn.Module:
     channels, height, width = samples.shape
-    torch.manual_seed(seed)
     net = nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1),
         nn.ReLU(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..process import readable
 
 __all__ = ["Condition", "Embedding", "TimeFeatures", "at_least", "zeroed"]
 
@@ -104,6 +105,8 @@ class Condition(nn.Module):
                 raise ConfigError(
                     f"cond: given {cond.dtype} of shape {tuple(cond.shape)}, must be int64 labels of shape ({batch},)"
                 )
+            if readable(cond) and bool((cond >= self.classes).any()):
+                raise ConfigError(f"cond: given the label {int(cond.max())}; allowed: -1 (null) to {self.classes - 1}")
             labels: Tensor = self.table(torch.where(cond < 0, self.classes, cond))
             return labels
         if cond is None:

@@ -49,7 +49,8 @@ class UniformTimes(TimeLaw):
         return process.t_min + (process.T - process.t_min) * u.double()
 
     def density(self, process: Process, t: Tensor) -> Tensor:
-        return torch.full_like(t, 1.0 / (process.T - process.t_min))
+        width = process.T if self.levels and isinstance(process, DiscreteVP) else process.T - process.t_min
+        return torch.full_like(t, 1.0 / width)
 
 
 class _Normal(TimeLaw):
@@ -105,7 +106,8 @@ class LogitNormal(_Normal):
         return torch.logit(t / process.T)
 
     def _inverse(self, process: Process, h: Tensor) -> Tensor:
-        return torch.sigmoid(h) * process.T
+        # Below T itself, where the density would be 0 * inf.
+        return torch.sigmoid(h).clamp(max=1.0 - 2.0**-50) * process.T
 
     def _slope(self, process: Process, t: Tensor) -> Tensor:
         return process.T / (t * (process.T - t))

@@ -51,7 +51,7 @@ class Training:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Positive = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     log_every: Count = 20
     sample_every: Annotated[int, Field(ge=0)] = 500
 
@@ -153,7 +153,11 @@ def read(given: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     known = recipe_names()
     file = known.get(str(given), Path(given))
-    if not file.is_file():
+    try:
+        found = file.is_file()
+    except OSError:  # a name too long for the file system
+        found = False
+    if not found:
         raise FileError(f"no recipe {str(given)!r}: {closest(str(given), known)}, or the path of a YAML file")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
