@@ -274,7 +274,7 @@ def test_default_lam_range_is_all_of_t_min_to_T():
     ("fields", "message"),
     [
         ({"predict": "velocty"}, "predict: given 'velocty'; did you mean 'velocity'"),
-        ({"precondition": "edn"}, "precondition: given 'edn'; allowed: edm, none"),
+        ({"precondition": "edn"}, "precondition: given 'edn', must be 'none' or 'edm'"),
         ({"time": "tt"}, "time: given 'tt'; .*1000t"),
         ({"sigma_data": 0.0}, "sigma_data: given 0.0, must be greater than 0"),
         ({"sigma_data": math.nan}, "sigma_data: given nan"),

@@ -418,3 +418,38 @@ def test_a_view_in_another_process_samples_the_same_law() -> None:
     got = sample(view, x=x, grid=UniformLam().times(flow, 48, s, t, False), solver="rk4")
     want = gaussian_map(gaussian(flow, 0.3, 0.25), x, s, t)
     assert float((got - want).abs().max()) < 1e-6
+
+
+def test_gradients_flow_through_sample_where_the_start_asks_for_them() -> None:
+    """d x_0 / d x_T of a Gaussian is the map's slope, by backward; else nothing is recorded."""
+    oracle = gaussian(VP(), 0.3, 0.25)
+    grid = UniformLam().times(VP(), 200, 1.0, 1e-3, False)
+    x = torch.tensor([[0.4], [-1.1]], dtype=F64)
+
+    def end(start: torch.Tensor) -> torch.Tensor:
+        return sample(oracle, x=start, solver="rk4", grid=grid)
+
+    tracked = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(end(tracked).sum(), tracked)
+    var = [float(VP().alpha(t)) ** 2 * 0.25 + float(VP().sigma(t)) ** 2 for t in (1e-3, 1.0)]
+    assert torch.allclose(slope, torch.full_like(x, (var[0] / var[1]) ** 0.5), rtol=1e-6)
+    assert not end(x).requires_grad
+
+
+def test_times_of_ones_own_contradict_steps_and_nfe() -> None:
+    oracle = gaussian(VP(), 0.3, 0.25)
+    grid = [1.0, 0.5, 0.3, 0.0]
+    assert sample(oracle, n=2, grid=grid, steps=3).shape == sample(oracle, n=2, grid=grid, nfe=3).shape
+    for wrong in ({"steps": 4}, {"nfe": 2}, {"nfe": 4, "solver": "heun"}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            sample(oracle, n=2, grid=grid, **wrong)
+    for wrong in (
+        {"pad": True},
+        {"solver": VP()},
+        {"indices": [-1]},
+        {"indices": [2**32]},
+        {"seed": 1.5},
+        {"steps": 2.5},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(wrong)).rstrip("s")):
+            sample(oracle, **wrong)

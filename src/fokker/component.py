@@ -11,11 +11,11 @@ import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ErrorDetails, core_schema
 from torch import Tensor
@@ -149,13 +149,38 @@ def recorded(cls: C) -> C:
             raise ConfigError(f"{cls.__name__} has no field {unknown[0]!r}: {closest(unknown[0], names)}")
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        config = {name: value for name, value in bound.arguments.items() if name != "self"}
-        inner(self, *args, **kwargs)
+        hints = get_type_hints(inner)
+        config = {
+            name: _checked(cls, name, value, hints.get(name, Any))
+            for name, value in bound.arguments.items()
+            if name != "self"
+        }
+        inner(self, **config)
         if type(self) is cls:
             self.config = config  # type: ignore[attr-defined]
 
     cls.__init__ = __init__  # type: ignore[misc]
     return cls
+
+
+def _plain(hint: Any) -> bool:
+    """Whether an annotation is made of numbers, strings and sequences of them alone."""
+    if get_origin(hint) is None:
+        return hint in (int, float, bool, str, type(None))
+    return get_origin(hint) is Literal or all(_plain(part) for part in get_args(hint) if part is not ...)
+
+
+def _checked(cls: type, name: str, value: Any, hint: Any) -> Any:
+    """A constructor's argument as its annotation says. Raises ConfigError."""
+    if not _plain(hint) or isinstance(value, bool) is not (hint is bool):
+        return value
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise ConfigError(
+            f"{cls.__name__}.{name}: given {value!r}, must be {detail['msg'].removeprefix('Input should be ')}"
+        ) from None
 
 
 def register_name(table: dict[str, Callable[..., Any]], name: str) -> Callable[[Any], Any]:

@@ -37,8 +37,10 @@ def repeat_cond(cond: Any, n: int) -> Any:
     """A condition for n samples: scalars broadcast, leading dimensions of n kept (any nesting of dict, list, tuple)."""
     if isinstance(cond, dict):
         return {name: repeat_cond(value, n) for name, value in cond.items()}
-    if isinstance(cond, (list, tuple)):
+    if isinstance(cond, (list, tuple)) and not all(isinstance(value, (int, float)) for value in cond):
         return type(cond)(repeat_cond(value, n) for value in cond)
+    if isinstance(cond, (list, tuple)):
+        cond = torch.tensor(cond)
     if isinstance(cond, bool) or not (isinstance(cond, (int, float)) or hasattr(cond, "__array__")):
         return cond
     value = torch.as_tensor(cond)
@@ -89,8 +91,6 @@ class NetDenoiser(nn.Module):
         self.process: Process = build("process", process)
         if predict != "edm" and not isinstance(predict, Reading) and predict not in READINGS:
             raise ConfigError(f"predict: given {predict!r}; {closest(str(predict), [*READINGS, 'edm'])}")
-        if precondition not in ("none", "edm"):
-            raise ConfigError(f"precondition: given {precondition!r}; allowed: edm, none")
         if time not in TIME_INPUTS:
             raise ConfigError(f"time: given {time!r}; {closest(time, TIME_INPUTS)}")
         if time in ("index", "integer") and not isinstance(self.process, DiscreteVP):
@@ -105,6 +105,8 @@ class NetDenoiser(nn.Module):
         full = (self._noisiest(), finite[1])
         self._lam_bounds = finite
         self.lam_range: tuple[float, float] = full if lam_range is None else (lam_range[0], lam_range[1])
+        if not self.lam_range[0] < self.lam_range[1]:
+            raise ConfigError(f"lam_range: given {lam_range}, must be (noisiest, cleanest), the smaller first")
         self._known: dict[float, tuple[float, float]] = {}
 
     def _noisiest(self) -> float:
@@ -178,6 +180,7 @@ class View:
         self.lam_range = clocks.common_lam_range(denoiser.lam_range, clocks.lam_range(process))
         inner = denoiser.reading
         self.reading = None if inner is None else self._seen(inner)
+        self._known: dict[float, tuple[float, float]] = {}  # s -> (time, scale) in the inner process
 
     def _seen(self, inner: Reading) -> Reading:
         source = self.denoiser.process
@@ -187,12 +190,22 @@ class View:
 
         return Reading(f"{inner.name} in {source}", row)
 
+    def _inside(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner process's time of s, and what takes a state there."""
+        s = as_time(s)
+        time = clocks.convert_time(s, self.process, self.denoiser.process)
+        return time, clocks.scale(s, time, self.process, self.denoiser.process)
+
     def __call__(self, x: Tensor, s: float | Tensor, cond: Any = None) -> Prediction:
-        at = as_time(s)
-        time = clocks.convert_time(at, self.process, self.denoiser.process)
-        scale = clocks.scale(at, time, self.process, self.denoiser.process)
-        inside: float | Tensor = time if isinstance(s, Tensor) else float(time)
-        p = self.denoiser(expand(scale, x) * x, inside, cond)
+        if isinstance(s, Tensor):
+            time, scale = self._inside(s)
+            p = self.denoiser(expand(scale, x) * x, time, cond)
+        else:
+            if s not in self._known:
+                at = self._inside(as_time(s))
+                self._known[s] = (float(at[0]), float(at[1]))
+            inner_time, factor = self._known[s]
+            p = self.denoiser(x * factor, inner_time, cond)
         if self.reading is not None:
             return Prediction(self.process, x, s, other=(self.reading, p.value), variance=p.variance)
         return Prediction(self.process, x, s, x0=p.x0, noise=p.noise)

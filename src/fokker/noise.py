@@ -12,17 +12,39 @@ Source: Salmon et al. 2011 (Random123); known answer for zero key and counter: 6
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import ConfigError
 
-__all__ = ["DOMAINS", "RESOLUTION", "Seed", "brownian", "normal", "permutation", "philox", "uniform"]
+__all__ = [
+    "DOMAINS",
+    "RESOLUTION",
+    "Seed",
+    "as_seed",
+    "brownian",
+    "normal",
+    "permutation",
+    "philox",
+    "uniform",
+]
 
 Seed = int | Sequence[int] | Tensor
-DOMAINS = {"prior": 0, "sampler": 1, "probe": 2, "training": 3, "order": 4, "augmentation": 5, "data": 6, "brownian": 7}
+DOMAINS = {
+    "prior": 0,
+    "sampler": 1,
+    "probe": 2,
+    "training": 3,
+    "order": 4,
+    "augmentation": 5,
+    "data": 6,
+    "brownian": 7,
+    "posterior": 8,
+}
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -48,12 +70,26 @@ def philox(counter: Sequence[Tensor], key: tuple[Tensor | int, Tensor | int]) ->
     return c0, c1, c2, c3
 
 
+def as_seed(seed: Seed) -> int | Tensor:
+    """A seed as an integer, or as int64 (B,) with the 64 bits of each. Raises ConfigError for anything else."""
+    if isinstance(seed, Tensor) and not seed.is_floating_point() and seed.ndim == 1:
+        return seed.to(torch.int64)
+    try:
+        if isinstance(seed, (bool, str, Tensor)):
+            raise TypeError
+        many: Any = seed
+        if isinstance(seed, Sequence) or getattr(seed, "ndim", 0) == 1:
+            return torch.tensor([(operator.index(s) + 2**63) % 2**64 - 2**63 for s in many], dtype=torch.int64)
+        return operator.index(many)
+    except TypeError:
+        raise ConfigError(f"seed: given {seed!r}, must be an integer or one integer per sample") from None
+
+
 def _key(seed: Seed, device: torch.device) -> tuple[Tensor | int, Tensor | int]:
-    if isinstance(seed, bool) or not isinstance(seed, (int, Sequence, Tensor)):
-        raise ConfigError(f"seed: given {seed!r}, must be an integer or one integer per sample")
+    seed = as_seed(seed)
     if isinstance(seed, int):
         return seed & _MASK, seed >> 32 & _MASK
-    seeds = torch.as_tensor(seed, dtype=torch.int64, device=device)[:, None]
+    seeds = seed.to(device)[:, None]
     return seeds & _MASK, seeds >> 32 & _MASK
 
 

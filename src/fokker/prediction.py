@@ -111,14 +111,15 @@ def coefficients(process: Process, s: float | Tensor, source: Reading, target: R
     # Readings of one unknown alone (noise and score) determine each other even where that unknown is all of x; and
     # at the clean end x itself is alpha x_0, at the noisy end sigma eps, whatever was predicted.
     alike = (A == 0) & (C == 0)
-    settled = {"x0": sigma == 0, "noise": alpha == 0}.get(target.name, torch.zeros_like(alike))
+    whole_x0, whole_noise = target == READINGS["x0"], target == READINGS["noise"]
+    settled = (sigma == 0) & whole_x0 | (alpha == 0) & whole_noise
     # Branches not taken divide by one, so that no derivative in s meets 0 * inf.
     one = torch.ones_like(s)
     delta = torch.where(alike | settled, one, A * sigma - B * alpha) * k_target
     p, q = (A * D - B * C) / delta, (C * sigma - D * alpha) * k / delta
     p = torch.where(alike, torch.zeros_like(p), p)
     q = torch.where(alike, D * k / torch.where(alike, B * k_target, one), q)
-    whole = torch.where(settled, alpha if target.name == "x0" else sigma, one)
+    whole = torch.where(settled, alpha if whole_x0 else sigma, one)
     p, q = torch.where(settled, one / whole, p), torch.where(settled, torch.zeros_like(q), q)
     _require_finite(p + q, s, sigma, source.name, target.name)
     return p, q
@@ -192,7 +193,7 @@ class Prediction:
         if self.pair is None:
             p, q = coefficients(self.process, self.s, self.reading, wanted)
             return expand(p, self.x) * self.x + expand(q, self.x) * self.value
-        if wanted.name == "noise":
+        if wanted == READINGS["noise"]:
             return self.pair[1]
         s = as_time(self.s)
         C, D, k = wanted.row(self.process, s)

@@ -164,19 +164,20 @@ def _read(value: Any, tensors: Mapping[str, Tensor] | None) -> Any:
     return value
 
 
-def spec(thing: Any, tensors: dict[str, Tensor] | None = None, path: str = "") -> Any:
+def spec(thing: Any, tensors: dict[str, Tensor] | None = None, path: str = "", inline: int = INLINE) -> Any:
     """What JSON stores of a component: {"kind": ..., field: ...}; `build` reads it back.
 
     Args:
         thing: a component, network or plain value.
         tensors: receives arrays of more than 64 numbers, by name; without it they are refused.
         path: the field's name, for messages and tensor names.
+        inline: an array of at most this many numbers is written out.
 
     Raises:
         ConfigError: a function that was not registered, or an array too large for JSON alone.
     """
     if isinstance(thing, Array):
-        if thing.value.numel() <= INLINE:
+        if thing.value.numel() <= inline:
             return thing.tolist()
         if tensors is None:
             raise ConfigError(f"{path}: an array of {thing.value.numel()} numbers needs a tensor file, not JSON alone")
@@ -186,20 +187,20 @@ def spec(thing: Any, tensors: dict[str, Tensor] | None = None, path: str = "") -
     if isinstance(thing, nn.Module):
         _, kind = kind_of(thing)
         config: dict[str, Any] = thing.config  # type: ignore[assignment]
-        return {"kind": kind} | {name: spec(value, tensors, dot + name) for name, value in config.items()}
+        return {"kind": kind} | {name: spec(value, tensors, dot + name, inline) for name, value in config.items()}
     if is_dataclass(thing) and not isinstance(thing, type):
         _, kind = kind_of(thing)
         named = [f.name for f in fields(thing) if f.init]
-        return {"kind": kind} | {name: spec(getattr(thing, name), tensors, dot + name) for name in named}
+        return {"kind": kind} | {name: spec(getattr(thing, name), tensors, dot + name, inline) for name in named}
     if isinstance(thing, (list, tuple)):
-        return [spec(value, tensors, f"{dot}{i}") for i, value in enumerate(thing)]
+        return [spec(value, tensors, f"{dot}{i}", inline) for i, value in enumerate(thing)]
     if callable(thing):
         names = [name for name, function in _FUNCTIONS.items() if function is thing]
         if not names:
             raise ConfigError(f"{path}: {thing!r} cannot be saved: name it with @fk.register('...') first")
         return {"function": names[0]}
     if isinstance(thing, Mapping):
-        return {name: spec(value, tensors, dot + str(name)) for name, value in thing.items()}
+        return {name: spec(value, tensors, dot + str(name), inline) for name, value in thing.items()}
     try:
         json.dumps(thing)
     except TypeError:

@@ -47,8 +47,8 @@ def sample(
 ) -> Tensor:
     """Draw samples: from the prior at the noisiest supported time to the data.
 
-    The same (seed, index) gives the same sample for any n, order of generation and process count at one batch size on
-    one kind of device; for exact denoisers at any batch size.
+    The same (seed, index) gives the same sample for any n, order of generation and process count: for exact denoisers
+    always, for networks at one batch size with `pad=True` on one kind of device. Gradients flow if `x` requires them.
 
     Args:
         denoiser: exact, learned, guided or viewed.
@@ -59,11 +59,11 @@ def sample(
         solver: a solver, its name or recipe; default DDIM().
         steps, nfe: at most one: the number of steps (default 50), or the most evaluations allowed.
         grid: "t", "lam", "karras", "quadratic", a grid, or the times themselves, decreasing; default "lam".
-        final: "x0" ends at time 0 by one x0 step; "t_min" stops at the cleanest time supported.
+        final: "x0" ends by one x0 step, at time 0 (whatever sigma(0) is); "t_min" stops at the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
         seed: one integer, or one per sample.
         batch_size: samples per call; default all.
-        pad: fill the last batch up to batch_size, so that a network sees one shape only.
+        pad: fill the last batch up to batch_size, so that a network sees one shape only (its bits depend on it).
         callback: (step, time, x, prediction) after the first evaluation of each step; True stops that batch there.
             `prediction.x` is the live state: read what you need before returning.
         after_step: (step, x) -> new state or None.
@@ -79,6 +79,8 @@ def sample(
     """
     job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
     job.settle(job.inward(job.grid_times(solver, steps, nfe, grid, final)), cond)
+    if pad and batch_size is None:
+        raise ConfigError("pad: give batch_size, the number to fill up to")
     fill = batch_size if pad else None
     parts = [job.run(part, fill, callback, after_step) for part in _track(job.parts(batch_size), progress)]
     return torch.cat(parts)
@@ -133,12 +135,12 @@ def encode(
         solver: a deterministic one; default DDIM().
         steps, nfe, grid, cond, callback: as in `sample`; a given array of times may run either way.
     """
-    job = _Job(denoiser, None, None, x, None, 0, x.device, x.dtype)
+    job = _Job(denoiser, None, None, x, None, 0, None, x.dtype)
     times = job.grid_times(solver, steps, nfe, grid, "t_min")
     if bool(times[0] > times[-1]):
         times = times.flip(0)
     job.settle(times, cond)
-    return job.run(slice(0, job.n), callback=callback)
+    return job.run(slice(0, job.n), callback=callback).to(x.device)
 
 
 class _Job:
@@ -155,7 +157,8 @@ class _Job:
         device: torch.device | str | None,
         dtype: torch.dtype,
     ) -> None:
-        self.denoiser, self.process, self.seed, self.x = denoiser, denoiser.process, seed, x
+        self.denoiser, self.process, self.x = denoiser, denoiser.process, x
+        self.seed = philox.as_seed(seed)
         if dtype not in (torch.float32, torch.float64):
             raise ConfigError(f"dtype: given {dtype}, must be torch.float32 or torch.float64 (the state's precision)")
         self.dtype = dtype if x is None else torch.promote_types(x.dtype, torch.float32)
@@ -163,7 +166,7 @@ class _Job:
         self.shape = tuple(shape) if shape is not None else tuple(denoiser.shape if x is None else x.shape[1:])
         if not self.shape and x is None:
             raise ConfigError("shape: this denoiser does not know the shape of an event; give shape=(...)")
-        many = None if isinstance(seed, int) else len(seed)
+        many = None if isinstance(self.seed, int) else len(self.seed)
         lengths = {
             "n": n,
             "x": None if x is None else len(x),
@@ -180,6 +183,8 @@ class _Job:
             numbers = torch.arange(self.n) if many is None else torch.zeros(self.n, dtype=torch.int64)
         else:
             numbers = torch.as_tensor(indices, dtype=torch.int64)
+            if bool((numbers.cpu() < 0).any() | (numbers.cpu() >= 2**32).any()):
+                raise ConfigError("indices: must lie in [0, 2^32)")
         self.index = numbers.to(self.device)
 
     def grid_times(self, solver: Any, steps: int | None, nfe: int | None, grid: Any, final: str) -> Tensor:
@@ -189,13 +194,21 @@ class _Job:
         if steps is not None and nfe is not None:
             raise ConfigError(f"give steps or nfe, not both (given steps={steps}, nfe={nfe})")
         for name, value in (("steps", steps), ("nfe", nfe)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: given {value}, must be at least 1")
+            given: Any = value
+            if given is not None and (not isinstance(given, int) or given < 1):
+                raise ConfigError(f"{name}: given {given!r}, must be at least 1 (an integer)")
+        if not isinstance(self.solver, Solver):
+            raise ConfigError(f"solver: given {self.solver!r}, which is no solver")
         if final not in ("x0", "t_min"):
             raise ConfigError(f"final: given {final!r}; allowed: 'x0', 't_min'")
         chosen = UniformLam() if grid is None else as_grid(grid)
         if isinstance(chosen, Times):
-            return chosen.times(process, 0, 0.0, 0.0, False)
+            times = chosen.times(process, 0, 0.0, 0.0, False)
+            if steps is not None and steps != len(times) - 1:
+                raise ConfigError(f"steps: given {steps}, but these times make {len(times) - 1} steps")
+            if nfe is not None and self.solver.plan(process, times).nfe > nfe:
+                raise ConfigError(f"nfe: given {nfe}, fewer than {self.solver} needs on these times")
+            return times
         whole = float(process.lam(process.T))
         start = process.T if noisy <= whole else float(process.time(noisy))
         if self.solver.open_start and bool(process.alpha(start) == 0.0):
@@ -209,7 +222,7 @@ class _Job:
     def inward(self, times: Tensor) -> Tensor:
         """The times, if they run towards the data."""
         if times.ndim == 1 and len(times) > 1 and bool(times[-1] > times[0]):
-            raise ConfigError("grid: these times increase, towards the noise; to sample they decrease (see encode)")
+            raise ConfigError("grid: these times increase, but sampling runs towards the data (see encode)")
         return times
 
     def parts(self, batch_size: int | None) -> list[slice]:
@@ -238,7 +251,7 @@ class _Job:
         if fill is not None and count < fill:
             rows = torch.cat([rows, rows[-1:].expand(fill - count)])
         index = self.index[rows]
-        seed = self.seed if isinstance(self.seed, int) else torch.as_tensor(self.seed, dtype=torch.int64)[rows.cpu()]
+        seed = self.seed if isinstance(self.seed, int) else self.seed[rows.cpu()]
         if self.x is not None:
             start = self.x.to(self.device, self.dtype)[rows]
         else:
@@ -248,7 +261,8 @@ class _Job:
         def draw(step: int, k: int) -> Tensor:
             return philox.normal(seed, index, self.shape, draw=step << 8 | k, dtype=self.dtype)
 
-        with torch.no_grad():
+        tracked = start.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None
+        with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
             result = run(
                 self.bound,
                 self.denoiser,
@@ -297,7 +311,7 @@ def diffuse(
     times: Tensor | Sequence[float],
     *,
     seed: philox.Seed = 0,
-    indices: Tensor | None = None,
+    indices: Tensor | Sequence[int] | None = None,
     method: Literal["exact", "euler"] = "exact",
     drift: Callable[[Tensor, float], Tensor] | None = None,
 ) -> Tensor:
@@ -322,7 +336,8 @@ def diffuse(
         raise ConfigError(f"times must increase, from data to noise (given {grid[0]:g} to {grid[-1]:g})")
     if drift is not None and method == "exact":
         raise ConfigError("method: given 'exact' with a drift of one's own, whose transitions are unknown; use 'euler'")
-    index = torch.arange(len(x0), device=x0.device) if indices is None else indices.to(x0.device)
+    index = torch.arange(len(x0)) if indices is None else torch.as_tensor(indices)
+    index, seed = index.to(x0.device), philox.as_seed(seed)
     many = len(x0) if isinstance(seed, int) else len(seed)
     if len(index) != len(x0) or many != len(x0):
         raise ConfigError(f"numbers of samples differ: {len(x0)} in x0, {len(index)} indices, {many} seeds")

@@ -217,3 +217,13 @@ def test_compiles_whole(make: Make) -> None:
     compiled: Any = torch.compile(net, fullgraph=True)
     for cond in (None, torch.tensor([0, 1, -1])):
         assert torch.allclose(compiled(x, time, cond), net(x, time, cond), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"dropout": "abc"}, {"multipliers": 3}, {"attention": 7}, {"width": 1.5}, {"channels": "two"}], ids=str
+)
+def test_arguments_of_the_wrong_type_are_named(wrong: dict[str, object]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"UNet.{name}: given"):
+        UNet(**wrong)  # type: ignore[arg-type]
+    assert UNet(width=4, multipliers=[1, 2], attention=[], dropout="1e-1").middle.dropout.p == 0.1  # type: ignore[arg-type]

@@ -30,7 +30,8 @@ def demo(
         chosen = folder.with_name(f"{folder.name}-{number}")
     recipe = read("fashion", [*(overrides or ()), f"run.dir={chosen}"])
     fit(recipe)
-    denoiser, options = load(chosen), recipe.sampling
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    denoiser, options = load(chosen).to(device), recipe.sampling
     labels = torch.arange(200) % 10
     typer.echo("drawing 200 samples, 20 of each class ...")
     guided = CFG(denoiser, options.guidance)
@@ -45,7 +46,7 @@ def demo(
         batch_size=100,
         pad=True,
         progress=True,
-    )
+    ).cpu()
     image = picture(x[:80], columns=10)
     assert image is not None
     write_whole(chosen / "demo.png", lambda path: image.save(path, format="PNG"))

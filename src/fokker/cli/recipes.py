@@ -12,7 +12,7 @@ def recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..train import recipe_names
+    from ..train.recipe import recipe_names, recipes_folder
 
     table = Table(box=None)
     for heading in ("recipe", "what it trains"):
@@ -21,4 +21,4 @@ def recipes() -> None:
         first = file.read_text(encoding="utf-8").splitlines()[0]
         table.add_row(name, first.removeprefix("#").strip())
     Console().print(table)
-    typer.echo("train one: fokker train NAME; start your own from a copy: fokker recipes shows names, files are YAML")
+    typer.echo(f"train one: fokker train NAME; start your own from a copy of a file in {recipes_folder()}")

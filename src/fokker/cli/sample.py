@@ -48,7 +48,7 @@ def sample(
     if output.exists() and not overwrite:
         raise FileError(f"{output} exists and is left as it is; choose another name or give --overwrite")
     _, info = read_header(run)
-    denoiser = load(run)
+    denoiser = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
     defaults: dict[str, Any] = info.get("recipe", {}).get("sampling", {})
     count = class_count(denoiser)
     cond = _labels(label, count, info.get("classes", []), n)
@@ -117,6 +117,6 @@ def _component(text: str) -> Any:
             raise ConfigError(f"--solver: given {text!r}; fields are written kind:name=value,name=value")
         try:
             values[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # YAML takes 2024-13-45 for a date
             raise ConfigError(f"--solver: given {text!r}; {value!r} is no value") from None
     return values

@@ -178,11 +178,11 @@ class MixtureChannel:
     def pick(self, seed: Seed, index: Tensor, draw: int) -> Tensor:
         """x_0 given x by Matheron's rule: a draw of the prior, corrected by what it fails to explain of x."""
         core, family = self.core, self.core.family
-        u = noise.uniform(seed, index, (1,), draw=draw << 8, domain="sampler", dtype=torch.float64)
+        u = noise.uniform(seed, index, (1,), draw=draw << 8, domain="posterior", dtype=torch.float64)
         k = pick_one(self.weights, u)
         chosen = core._chosen(k, self.x.dtype)
         size = (family.width + core.dim,)
-        normal = noise.normal(seed, index, size, draw=draw << 8 | 1, domain="sampler", dtype=self.x.dtype)
+        normal = noise.normal(seed, index, size, draw=draw << 8 | 1, domain="posterior", dtype=self.x.dtype)
         prior, eps = family.draw(chosen, normal[:, : family.width]), normal[:, family.width :]
         rest = self.x - lift(self.alpha, self.x, 1) * prior - lift(self.sigma, self.x, 1) * eps
         return family.means[k] + prior + family.solve(rest, self.alpha, self.sigma).fold(chosen, "gain")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..prediction import Prediction, Reading
-from ..process import Process, as_time, clocks
+from ..process import Process, as_time, clocks, readable
 from .channel import Core
 from .marginal import each_chunk, flat
 
@@ -41,9 +41,7 @@ class ExactDenoiser:
         value = torch.as_tensor(cond, device=x.device)
         if value.is_floating_point() or value.ndim > 1 or (value.ndim == 1 and len(value) != len(x)):
             raise ConfigError(f"cond: must be an integer, or one per sample ({len(x)},); given {cond!r}")
-        # Looking at values on an accelerator would wait for them.
-        visible = value.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(value)
-        if visible and bool((value >= self.core.n_classes).any()):
+        if readable(value) and bool((value >= self.core.n_classes).any()):
             raise ConfigError(f"cond: given {cond!r}; allowed: 0 to {self.core.n_classes - 1}, or -1 for none")
         return value.long().expand(len(x))
 

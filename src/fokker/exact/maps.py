@@ -97,6 +97,7 @@ def quantile_map(core: Core, process: Process, x: Tensor, s: float | Tensor, t: 
     slack = 1e-14 * (low.abs() + high.abs()) + 1e-300
     low, high = low - slack, high + slack
     y = 0.5 * (low + high)
+    finished = torch.zeros_like(y, dtype=torch.bool)
     for _ in range(200):
         value, slope = _log_cdf(y, log_w, mean_t, sd_t)
         miss = value - level
@@ -106,7 +107,8 @@ def quantile_map(core: Core, process: Process, x: Tensor, s: float | Tensor, t: 
         step = torch.where(inside, newton, 0.5 * (low + high))
         step = torch.where(miss == 0, y, step)
         done = (step - y).abs() <= 2e-16 * (y.abs() + sd_t.amin(-1, keepdim=True))
-        y = step
-        if bool(done.all()):
+        y = torch.where(finished, y, step)  # a row that is done must not depend on how long others take
+        finished = finished | done
+        if bool(finished.all()):
             break
     return (side * y).to(x.dtype).reshape(x.shape)

@@ -207,8 +207,8 @@ class PointsChannel:
         best = self.x.new_full((len(self.x), 1), self.far, dtype=torch.float64)
         found = torch.zeros_like(self.x)
         for number, logits, block, _ in self._logits():
-            at = (draw << 8) + (number << 20) & 0xFFFFFFFF
-            u = noise.uniform(seed, index, (len(block),), draw=at, domain="probe", dtype=torch.float64)
+            at = (draw << 12 | number & 0xFFF) & 0xFFFFFFFF
+            u = noise.uniform(seed, index, (len(block),), draw=at, domain="posterior", dtype=torch.float64)
             value, where = (logits - (-u.log()).log()).max(-1, keepdim=True)
             better = value > best
             best, found = torch.where(better, value, best), torch.where(better, block[where[:, 0]], found)

@@ -39,10 +39,13 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from None
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FileError(f"{path}: cannot be written ({why}); nothing was changed") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

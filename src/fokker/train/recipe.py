@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field
+from torch import nn
 
 from ..component import component
 from ..data import Data, Samples
@@ -114,16 +115,16 @@ class Recipe:
         reads = {name: getattr(self.denoiser, name) for name in _names(Reads)}
         return NetDenoiser(net, self.process, shape=shape, **reads)
 
-    def resolved(self) -> dict[str, Any]:
-        """The recipe with every default written out, as plain values for YAML."""
+    def resolved(self, net: nn.Module | None = None) -> dict[str, Any]:
+        """The recipe with every default written out, as plain values for YAML; the network's too, if it is given."""
         parts = {"name": self.name} | {
-            name: spec(getattr(self, name), path=name) for name in ("data", "process", "objective")
+            name: spec(getattr(self, name), path=name, inline=2**20) for name in ("data", "process", "objective")
         }
         sections: dict[str, Any] = {}
         for name in SECTIONS:
             section = getattr(self, name)
-            sections[name] = {field: spec(getattr(section, field)) for field in _names(type(section))}
-        return parts | {"net": self.net} | sections
+            sections[name] = {field: spec(getattr(section, field), inline=2**20) for field in _names(type(section))}
+        return parts | {"net": self.net if net is None else spec(net)} | sections
 
 
 SECTIONS = {"denoiser": Reads, "train": Training, "sampling": Sampling, "run": Run}
@@ -161,7 +162,7 @@ def read(given: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise FileError(f"no recipe {str(given)!r}: {closest(str(given), known)}, or the path of a YAML file")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise FileError(f"{file}: not a readable YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a recipe is a mapping of keys to values")

@@ -23,6 +23,7 @@ from ..errors import ConfigError, FileError
 from ..guidance import CFG
 from ..registry import spec
 from ..sampling import sample
+from ..solvers import Times
 from .checkpoint import MODEL, save, write_whole
 from .ema import EMA
 from .recipe import Recipe
@@ -57,7 +58,9 @@ def class_count(denoiser: NetDenoiser) -> int:
 def draw_samples(denoiser: NetDenoiser, recipe: Recipe, n: int | None = None, steps: int | None = None) -> Tensor:
     """The samples a run's pictures show: `sampling.n` of them, classes in turn, always the same noises."""
     options, classes = recipe.sampling, class_count(denoiser)
-    n, steps = n or options.n, steps or options.steps
+    n = n or options.n
+    if steps is None and not isinstance(options.grid, Times):
+        steps = options.steps
     labels = torch.arange(n) % classes if classes else None
     guided = denoiser if labels is None or options.guidance == 1.0 else CFG(denoiser, options.guidance)
     return sample(guided, n=n, solver=options.solver, grid=options.grid, steps=steps, cond=labels, seed=0)
@@ -72,18 +75,24 @@ def fit(recipe: Recipe, *, progress: bool = True) -> Path:
         FileError: the folder holds something already (nothing is overwritten).
         ConfigError: data and network do not fit, or the loss is no longer finite.
     """
-    folder, options = recipe.folder, recipe.train
+    folder = recipe.folder
     taken = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if taken.exists() and not taken.is_dir():
         raise FileError(f"{taken}: this is a file and is left as it is; choose another folder with run.dir=...")
     if folder.is_dir() and any(folder.iterdir()):
         raise FileError(f"{folder}: this folder is not empty and is left as it is; choose another with run.dir=...")
     samples = recipe.data.load("train")
-    torch.manual_seed(options.seed)  # initial weights and dropout
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
+        return _fit(recipe, samples, folder, progress)
+
+
+def _fit(recipe: Recipe, samples: Samples, folder: Path, progress: bool) -> Path:
+    options = recipe.train
+    torch.manual_seed(options.seed)  # initial weights
     denoiser = recipe.model(samples)
     # What cannot be saved, drawn or trained is said before an hour is spent and before a folder is made.
     spec(denoiser, {})
-    text = yaml.safe_dump(recipe.resolved(), sort_keys=False)
+    text = yaml.safe_dump(recipe.resolved(denoiser.net), sort_keys=False)
     _check_fit(recipe, samples, denoiser)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser.to(device)
@@ -102,7 +111,7 @@ def fit(recipe: Recipe, *, progress: bool = True) -> Path:
             bar.advance(task)
             if options.sample_every and (step + 1) % options.sample_every == 0 and step + 1 < options.steps:
                 loop.picture(folder / "samples" / f"{step + 1:06d}.png")
-    info = {"classes": list(samples.classes), "recipe": recipe.resolved(), "step": options.steps}
+    info = {"classes": list(samples.classes), "recipe": recipe.resolved(denoiser.net), "step": options.steps}
     save(folder / MODEL, average.model, info)
     loop.picture(folder / "samples" / f"{options.steps:06d}.png")
     return folder
@@ -114,9 +123,11 @@ def _check_fit(recipe: Recipe, samples: Samples, denoiser: NetDenoiser) -> None:
     if classes and samples.labels is not None and int(samples.labels.max()) >= classes:
         raise ConfigError(f"net.classes: given {classes}, but the data has labels up to {int(samples.labels.max())}")
     x0, labels = samples.take(torch.arange(min(2, len(samples))))
+    denoiser.eval()
     with torch.no_grad():
         recipe.objective(denoiser, x0, labels if classes else None, seed=recipe.train.seed)
-    draw_samples(denoiser, recipe, n=1, steps=1)
+    draw_samples(denoiser, recipe, n=1, steps=None if isinstance(recipe.sampling.grid, Times) else 1)
+    denoiser.train()
 
 
 class _Loop:
@@ -145,6 +156,7 @@ class _Loop:
         cond = labels.to(self.device, non_blocking=True) if labels is not None and self.conditional else None
         for group in self.optimiser.param_groups:
             group["lr"] = options.lr * min(1.0, (step + 1) / max(1, options.warmup))
+        torch.manual_seed((options.seed << 24 | step) % 2**63)  # dropout's
         loss = self.recipe.objective(self.denoiser, x0, cond, seed=options.seed, step=step)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
