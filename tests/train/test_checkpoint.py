@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 import fokker as fk
 from fokker.denoiser import NetDenoiser
 from fokker.errors import ConfigError, FileError
+from fokker.files import _digest, write_whole
 from fokker.nets import MLP, UNet
 from fokker.process import EDM, Custom, DiscreteVP, Flow, Process
 from fokker.train import load, read_header, save
-from fokker.train.checkpoint import _digest, model_path, write_whole
+from fokker.train.checkpoint import model_path
 
 F64 = torch.float64
 
@@ -158,12 +159,12 @@ def test_every_flipped_bit_is_noticed_and_named(saved: Path) -> None:
 
 
 def test_foreign_and_missing_files_are_named(saved: Path, tmp_path: Path) -> None:
-    for metadata, why in ((None, "not a fokker model"), ({"format": "pt"}, "format 'pt', need '1'")):
+    for metadata, why in ((None, "not a fokker-model-1"), ({"format": "pt"}, "its format is 'pt'")):
         save_file({"w": torch.zeros(2)}, saved, metadata=metadata)
         refused(saved, why)
-    save_file({"w": torch.zeros(2)}, saved, metadata={"format": "1"})
+    save_file({"w": torch.zeros(2)}, saved, metadata={"format": "fokker-model-1"})
     refused(saved, "damaged")
-    save_file({"w": torch.zeros(2)}, saved, metadata={"format": "1", "denoiser": "{", "info": "{}"})
+    save_file({"w": torch.zeros(2)}, saved, metadata={"format": "fokker-model-1", "denoiser": "{", "info": "{}"})
     refused(saved, "damaged")
     saved.write_bytes(b"PK\x03\x04 a zip file, such as torch.save's" * 9)
     refused(saved, "damaged")
@@ -177,7 +178,7 @@ def test_weights_that_do_not_fit_are_named(saved: Path) -> None:
     good = {name: value.clone() for name, value in load(saved).state_dict().items()}
 
     def write(tensors: dict[str, torch.Tensor], head: Any) -> None:
-        metadata = {"format": "1", "denoiser": json.dumps(head), "info": "{}"}
+        metadata = {"format": "fokker-model-1", "denoiser": json.dumps(head), "info": "{}"}
         save_file(tensors, saved, metadata=metadata | {"sha256": _digest(metadata, tensors)})
 
     write({k: v for k, v in good.items() if "last" not in k}, header)

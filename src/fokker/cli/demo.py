@@ -18,11 +18,11 @@ def demo(
     import torch
 
     from ..data import picture
+    from ..files import write_whole
     from ..guidance import CFG
     from ..metrics import class_agreement, train_classifier
     from ..sampling import sample
     from ..train import fit, load, read
-    from ..train.checkpoint import write_whole
 
     chosen, number = folder, 1
     while chosen.exists():

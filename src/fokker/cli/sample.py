@@ -35,10 +35,10 @@ def sample(
     import numpy as np
     import torch
 
+    from ..files import write_whole
     from ..guidance import CFG
     from ..sampling import sample as draw
     from ..train import load, read_header
-    from ..train.checkpoint import write_whole
     from ..train.trainer import class_count
 
     if n < 1:

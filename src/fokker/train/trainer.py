@@ -20,11 +20,12 @@ from .. import noise as philox
 from ..data import Samples, picture
 from ..denoiser import NetDenoiser
 from ..errors import ConfigError, FileError
+from ..files import write_text, write_whole
 from ..guidance import CFG
 from ..registry import spec
 from ..sampling import sample
 from ..solvers import Times
-from .checkpoint import MODEL, save, write_whole
+from .checkpoint import MODEL, save
 from .ema import EMA
 from .recipe import Recipe
 
@@ -98,7 +99,7 @@ def _fit(recipe: Recipe, samples: Samples, folder: Path, progress: bool) -> Path
     denoiser.to(device)
     average = EMA(denoiser, options.ema)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "recipe.yaml", lambda path: _write(path, text))
+    write_text(folder / "recipe.yaml", text)
     loop = _Loop(recipe, samples, denoiser, average, device)
     with _bar(progress) as bar, (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         task = bar.add_task(recipe.name, total=options.steps, loss=math.nan, rate=0.0)
@@ -185,10 +186,6 @@ class _Loop:
         if image is not None:
             write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
         self.since += time.perf_counter() - began  # drawing is not training
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _bar(show: bool) -> Progress:
