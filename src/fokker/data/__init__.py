@@ -1,6 +1,7 @@
 """Data sources: components that load a training or a test split into memory as `Samples`."""
 
 from .arrays import Arrays
+from .codec import Codec
 from .folders import Folder
 from .images import Fashion
 from .pictures import picture, scatter_image
@@ -10,6 +11,7 @@ from .toy import Checkerboard, EightGaussians, Moons, Pinwheel, Spirals, SwissRo
 __all__ = [
     "Arrays",
     "Checkerboard",
+    "Codec",
     "Data",
     "EightGaussians",
     "Fashion",
