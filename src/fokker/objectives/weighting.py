@@ -196,7 +196,8 @@ class EDMMonotone(_OfLogSNR):
         knots, best = table
         after = torch.searchsorted(knots, l).clamp(max=len(knots) - 1)
         later = torch.where(l <= knots[-1], best[after], -math.inf)
-        return (torch.maximum(self._log_w(l.clamp(min=self._low)), later) - best[0]).exp().to(log_snr.dtype)
+        log_w: Tensor = torch.maximum(self._log_w(l.clamp(min=self._low)), later) - best[0]
+        return log_w.exp().to(log_snr.dtype)
 
 
 @component
