@@ -16,7 +16,7 @@ __all__ = ["ema"]
 def ema(
     run: Annotated[Path, typer.Argument(help="A run folder with snapshots.")],
     width: Annotated[float, typer.Option("--width", help="Relative width of the average, in (0, 0.28].")],
-    step: Annotated[int | None, typer.Option("--step", help="Where it ends; default: the last snapshot.")] = None,
+    step: Annotated[int | None, typer.Option("--step", help="Where it ends, best a snapshot's; default: the last.")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Default: RUN/model-width0.100.safetensors.")
     ] = None,
@@ -51,5 +51,5 @@ def ema(
     table.add_row("snapshots", f"{len(snapshots)} {steps}")
     table.add_row("average", f"width {width:g} after {made.step} steps")
     table.add_row("fit's relative error", f"{made.error:.2e}")
-    table.add_row("file", str(output))
-    Console(soft_wrap=True).print(table)
+    Console().print(table)
+    typer.echo(f"model: {output}")
