@@ -16,7 +16,9 @@ __all__ = ["ema"]
 def ema(
     run: Annotated[Path, typer.Argument(help="A run folder with snapshots.")],
     width: Annotated[float, typer.Option("--width", help="Relative width of the average, in (0, 0.28].")],
-    step: Annotated[int | None, typer.Option("--step", help="Where it ends, best a snapshot's; default: the last.")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", help="Where it ends, best a snapshot's; default: the last.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Default: RUN/model-width0.100.safetensors.")
     ] = None,

@@ -135,13 +135,13 @@ class AdaptiveLaw(StepLaw):
 
     @torch.no_grad()
     def refresh(self, step: int, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Renew q after 0-based step `step`, if its turn has come. A bin's mean starts from one draw of the overall."""
+        """Renew q after 0-based step `step`, if it is its turn; a bin never drawn takes the overall mean."""
         if (step + 1) % self.every:
             return
         self.gather(reduce)
         count, total = self.running.unbind(1)
         overall = total.sum() / count.sum().clamp(min=1.0)
-        root = ((total + overall) / (count + 1.0)).sqrt()
+        root = torch.where(count > 0, total / count.clamp(min=1e-300), overall).sqrt()
         mean = root.mean()
         self.q.copy_(self.share + (1.0 - self.share) * torch.where(mean > 0, root / mean, 1.0))
         self.running *= self.memory
