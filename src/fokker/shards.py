@@ -143,6 +143,10 @@ class Sharding:
         there = [shard for shard in _shards(self.n, self.size) if (self.folder / shard.name).exists()]
         return sum(shard.stop - shard.first for shard in there)
 
+    def share(self, rank: int, world: int) -> int:
+        """How many samples process `rank` of `world` has to see to."""
+        return sum(shard.stop - shard.first for shard in _shards(self.n, self.size)[rank::world])
+
     def run(
         self,
         *,

@@ -102,9 +102,9 @@ def settle(
     if cond is None:
         rows = torch.arange(classes) if classes else None
     else:
-        rows = torch.as_tensor(cond).reshape(-1) if isinstance(cond, int) else cond
+        rows = torch.tensor([cond]) if isinstance(cond, int) else cond
     if rows is None and guidance is not None and guidance != 1.0:
-        raise ConfigError(f"guidance: given {guidance}, but this model has no classes to be guided to; give a condition")
+        raise ConfigError(f"guidance: given {guidance}, but this model has no classes to be guided to; give cond")
     scale = guidance if guidance is not None else 1.0 if options is None or rows is None else options.guidance
     if options is not None:
         solver = options.solver if solver is None else solver
