@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .errors import ConfigError
 
-__all__ = ["Place", "place", "together"]
+__all__ = ["Place", "lonely", "place", "together"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,15 @@ def place() -> Place:
     if not torch.cuda.is_available() or _cpu_asked():
         return Place(rank, world)
     return Place(rank, world, f"cuda:{local}" if world > 1 else "cuda")
+
+
+def lonely() -> str:
+    """What to say where `accelerate launch` was asked for several processes but has started one, as it does without
+    GPUs unless told otherwise; else nothing."""
+    env = os.environ
+    if "WORLD_SIZE" in env or "ACCELERATE_MIXED_PRECISION" not in env or "MASTER_PORT" not in env:
+        return ""
+    return "accelerate launch has started one process only: add --multi_gpu (on CPUs, too), or use torchrun"
 
 
 def _cpu_asked() -> bool:

@@ -152,7 +152,6 @@ class Sharding:
         *,
         rank: int = 0,
         world: int = 1,
-        barrier: Callable[[], None] | None = None,
         progress: Callable[[int], object] | None = None,
         say: Callable[[str], object] | None = None,
     ) -> Report:
@@ -162,7 +161,6 @@ class Sharding:
 
         Args:
             rank, world: which process of how many; they need not know each other.
-            barrier: waits until every process has come; then the first one lists the shards.
             progress: is told the number of samples of every batch drawn or shard found whole.
             say: is told of every damaged shard, in one line.
 
@@ -185,11 +183,12 @@ class Sharding:
                 (say or (lambda line: None))(f"{state}: drawn again")
             bad += self._draw(shard, file, advance)
             drawn += count
-        if barrier is not None:
-            barrier()
-        if rank == 0:
-            self._write_manifest(listed=True)
         return Report(drawn, kept, tuple(damaged), bad)
+
+    def finish(self) -> None:
+        """List the shards in the manifest and tidy up: for one process, when all have run."""
+        self._sweep()
+        self._write_manifest([_entry(file) for file in self.files if file.exists()])
 
     def _check_folder(self) -> None:
         if not self.folder.exists():
@@ -238,15 +237,13 @@ class Sharding:
         write_tensors(file, tensors, {"format": SHARD_FORMAT, "request": self.digest, "not_finite": str(bad)})
         return bad
 
-    def _write_manifest(self, listed: bool = False) -> None:
+    def _write_manifest(self, entries: list[dict[str, Any]] | None = None) -> None:
         """Write the manifest, if it does not stand there; any process may, all write the same."""
         known = _read_manifest(self.folder)
-        if known is not None and (known["n"] > self.n or (known["n"] == self.n and not listed)):
+        if known is not None and (known["n"] > self.n or (known["n"] == self.n and entries is None)):
             return
-        content = {"format": FOLDER_FORMAT, "n": self.n, "request": self.settings}
-        if listed:
-            self._sweep()
-            content["shards"] = [_entry(file) for file in self.files if file.exists()]
+        content: dict[str, Any] = {"format": FOLDER_FORMAT, "n": self.n, "request": self.settings}
+        content |= {} if entries is None else {"shards": entries}
         if content != known:
             write_text(self.folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
@@ -279,13 +276,22 @@ def sample_to(
     say: Callable[[str], object] | None = None,
     **options: Any,
 ) -> Report:
-    """Draw n samples into a folder of shards, or what is missing there: `Sharding(folder, ...).run(...)`.
+    """Draw n samples into a folder of shards, or what is missing there.
 
-    Each of `world` processes draws its share; the bits are those of one process. See `Sharding` and its `run` for the
-    arguments.
+    Each of `world` processes draws its share; the bits are those of one process.
+
+    Args:
+        folder, denoiser, n, options: see `Sharding`.
+        rank, world, progress, say: see `Sharding.run`.
+        barrier: waits until every process has come; then the first one lists the shards.
     """
     job = Sharding(folder, denoiser, n=n, **options)
-    return job.run(rank=rank, world=world, barrier=barrier, progress=progress, say=say)
+    report = job.run(rank=rank, world=world, progress=progress, say=say)
+    if barrier is not None:
+        barrier()
+    if rank == 0:
+        job.finish()
+    return report
 
 
 def read_shards(folder: Path | str) -> tuple[Tensor, Tensor | None]:

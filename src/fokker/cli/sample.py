@@ -25,7 +25,7 @@ ENDINGS = (".png", ".npy", ".npz")
 
 def sample(
     run: Annotated[str, typer.Argument(help="A run folder or a model.safetensors file.")],
-    n: Annotated[int | None, typer.Option("--n", help="How many samples; default 64.")] = None,
+    n: Annotated[int | None, typer.Option("-n", "--n", help="How many samples; default 64.")] = None,
     solver: Annotated[
         str | None, typer.Option(help="euler, heun, rk4, ddim, ancestral, ...; fields as in ddim:eta=0.5.")
     ] = None,
@@ -57,7 +57,7 @@ def sample(
     command goes on where it stopped.
     """
     from ..files import file_digest
-    from ..launch import place
+    from ..launch import lonely, place
     from ..shards import Sharding
     from ..train import load, read_header
     from ..train.checkpoint import model_path
@@ -75,6 +75,8 @@ def sample(
     here = place()
     if here.world > 1 and not into_folder:
         raise ConfigError(f"--output: given {output!r}; several processes write into a folder: -o FOLDER")
+    if lonely():
+        typer.echo(f"fokker: note: {lonely()}", err=True)
     _, info = read_header(run)
     denoiser = load(run).to(here.device)
     defaults = info.get("recipe", {}).get("sampling")
@@ -158,15 +160,13 @@ def _fill(job: Sharding, here: Place) -> None:
         typer.echo(f"going on: {before} of {job.n} samples are in {job.folder}")
     columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown = here.first and sys.stdout.isatty()
-    with stopping(how), together(here) as barrier, Progress(*columns, disable=not shown) as bar:
-        task = bar.add_task("", total=job.share(here.rank, here.world))
-        report = job.run(
-            rank=here.rank,
-            world=here.world,
-            barrier=barrier,
-            progress=lambda count: bar.advance(task, count),
-            say=say,
-        )
+    with together(here) as barrier:
+        with stopping(how), Progress(*columns, disable=not shown) as bar:
+            task = bar.add_task("", total=job.share(here.rank, here.world))
+            report = job.run(rank=here.rank, world=here.world, progress=lambda count: bar.advance(task, count), say=say)
+        barrier()
+        if here.first:
+            job.finish()
     if report.not_finite:
         say("warning: some samples are not finite (manifest.json says in which files)")
     if here.first:
