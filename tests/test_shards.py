@@ -367,6 +367,7 @@ def launcher() -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *options, *port]
 
 
+@pytest.mark.slow
 def test_two_processes_of_accelerate_draw_the_bits_of_one(tmp_path: Path, whole: Path) -> None:
     command = [*launcher(), str(WORKER), str(tmp_path / "two"), "70"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())

@@ -300,7 +300,8 @@ def torchrun() -> list[str]:
     return ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
 
 
-@pytest.mark.parametrize("launcher", [accelerate, pytest.param(torchrun, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [accelerate, torchrun])
 def test_two_processes_go_on_with_the_bits_of_one(
     launcher: Callable[[], list[str]], call: Call, models: Path, tmp_path: Path
 ) -> None:
@@ -319,12 +320,15 @@ def test_two_processes_go_on_with_the_bits_of_one(
     assert Path("two/samples-00000016-00000023.safetensors").stat().st_mtime_ns == kept
 
 
-@pytest.mark.slow
-def test_a_mistake_does_not_hang_two_processes(models: Path, tmp_path: Path) -> None:
-    command = ["-m", "fokker", "sample", str(models / "told.safetensors"), "-n", "30", "-o", "x", "--solver", "hein"]
-    done = subproc(*accelerate(), *command, cwd=tmp_path)
-    assert done.returncode == 1 and "fokker: unknown solver 'hein'" in done.stderr and done.stdout == ""
-    assert not (tmp_path / "x").exists()
+def test_a_mistake_is_said_before_the_others_are_waited_for(
+    call: Call, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", free_port())):
+        monkeypatch.setenv(name, value)  # nobody else will ever come
+    run = models / "told.safetensors"
+    for option, says in ((["--solver", "hein"], "unknown solver 'hein'"), (["--batch-size", 7, "--shard", 8], "shard")):
+        result = call("sample", run, "-n", 30, "-o", "x", *option)
+        assert result.code == 2 and says in result.err and not Path("x").exists()
 
 
 def test_only_the_first_process_speaks(call: Call, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
