@@ -344,8 +344,7 @@ class Shards(Data):
         rows = torch.from_numpy(np.flatnonzero(held_out(len(x), self.holdout) == (split == "test")))
         if not len(rows):
             raise ConfigError(
-                f"Shards {self.path}: none of its {len(x)} rows is in the {split} split with holdout={self.holdout}: "
-                "change holdout"
+                f"Shards {self.path}: none of its {len(x)} rows is in the {split} split: change holdout={self.holdout}"
             )
         if labels is None:
             return Samples(x[rows])
@@ -380,10 +379,8 @@ def _entry(file: Path) -> dict[str, Any]:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
