@@ -58,6 +58,10 @@ class _Shard:
     stop: int
 
     @property
+    def count(self) -> int:
+        return self.stop - self.first
+
+    @property
     def name(self) -> str:
         return f"samples-{self.first:08d}-{self.stop - 1:08d}.safetensors"
 
@@ -120,12 +124,12 @@ class Sharding:
             raise ConfigError(f"dtype: given uint8 for samples of shape {event}; pictures are (1 or 3, H, W)")
         if cond is not None and (cond.ndim < 1 or not len(cond)):
             raise ConfigError(f"cond: given shape {tuple(cond.shape)}, must be rows (m, ...), at least one")
-        self.n, self.size, self.batch_size = n, size, batch_size
+        self.n, self.batch_size, self.shards = n, batch_size, _shards(n, size)
         solver, grid = build("solver", "ddim" if solver is None else solver), as_grid("lam" if grid is None else grid)
         if steps is None and nfe is None and not isinstance(grid, Times):
             steps = DEFAULT_STEPS
         self.keys = {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}
-        self.keys["shape"] = event
+        self.keys |= {"shape": event}
         settings = {name: spec(value, path=name, inline=2**20) for name, value in self.keys.items()} | dict(about or {})
         settings |= {"shard": size, "batch_size": batch_size, "dtype": DTYPES[dtype]}
         settings |= {"cond": _fingerprint(cond), "device": device_of(denoiser).type}
@@ -136,16 +140,15 @@ class Sharding:
     @property
     def files(self) -> list[Path]:
         """Every shard's file, there or not."""
-        return [self.folder / shard.name for shard in _shards(self.n, self.size)]
+        return [self.folder / shard.name for shard in self.shards]
 
     def done(self) -> int:
         """How many samples are there (their content is checked by `run`)."""
-        there = [shard for shard in _shards(self.n, self.size) if (self.folder / shard.name).exists()]
-        return sum(shard.stop - shard.first for shard in there)
+        return sum(shard.count for shard in self.shards if (self.folder / shard.name).exists())
 
     def share(self, rank: int, world: int) -> int:
         """How many samples process `rank` of `world` has to see to."""
-        return sum(shard.stop - shard.first for shard in _shards(self.n, self.size)[rank::world])
+        return sum(shard.count for shard in self.shards[rank::world])
 
     def run(
         self,
@@ -171,8 +174,8 @@ class Sharding:
             raise ConfigError(f"rank: given {rank} of world={world}, must lie in [0, world)")
         advance = progress or (lambda count: None)
         drawn, kept, bad, damaged = 0, 0, 0, []
-        for shard in _shards(self.n, self.size)[rank::world]:
-            file, count = self.folder / shard.name, shard.stop - shard.first
+        for shard in self.shards[rank::world]:
+            file, count = self.folder / shard.name, shard.count
             state = self._look(file)
             if isinstance(state, int):
                 kept, bad = kept + count, bad + state
@@ -249,7 +252,7 @@ class Sharding:
 
     def _sweep(self) -> None:
         """Remove the temporary files of killed processes, and what was the last shard before the folder grew."""
-        for shard in _shards(self.n, self.size):
+        for shard in self.shards:
             for old in self.folder.glob(f"samples-{shard.first:08d}-*.safetensors"):
                 if old.name < shard.name and (self.folder / shard.name).exists() and self._owns(old):
                     old.unlink()
@@ -281,8 +284,7 @@ def sample_to(
     Each of `world` processes draws its share; the bits are those of one process.
 
     Args:
-        folder, denoiser, n, options: see `Sharding`.
-        rank, world, progress, say: see `Sharding.run`.
+        folder, denoiser, n, options, rank, world, progress, say: see `Sharding` and `Sharding.run`.
         barrier: waits until every process has come; then the first one lists the shards.
     """
     job = Sharding(folder, denoiser, n=n, **options)
@@ -329,8 +331,7 @@ class Shards(Data):
         holdout: fraction of the test split, in [0, 1).
 
     Raises (from load):
-        FileError: the folder is not whole.
-        ConfigError: the split is empty.
+        FileError, ConfigError: the folder is not whole; the split is empty.
     """
 
     path: str
@@ -343,8 +344,7 @@ class Shards(Data):
         rows = torch.from_numpy(np.flatnonzero(held_out(len(x), self.holdout) == (split == "test")))
         if not len(rows):
             raise ConfigError(
-                f"Shards {self.path}: none of its {len(x)} rows is in the {split} split with holdout={self.holdout}: "
-                "change holdout"
+                f"Shards {self.path}: none of its {len(x)} rows is in the {split} split: change holdout={self.holdout}"
             )
         if labels is None:
             return Samples(x[rows])
@@ -379,10 +379,8 @@ def _entry(file: Path) -> dict[str, Any]:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

@@ -106,7 +106,9 @@ def _one_file(way: Drawing, target: Path, span: range, seed: int, batch_size: in
 
     with stopping(lambda: "nothing was written"):
         size = min(batch_size, len(span)) if batch_size > 0 else batch_size
-        x, cond = way(indices=span, seed=seed, batch_size=size, progress=len(span) > batch_size)
+        x, cond = way(
+            indices=torch.arange(span.start, span.stop), seed=seed, batch_size=size, progress=len(span) > batch_size
+        )
         x = x.cpu()
         finite = bool(torch.isfinite(x).all())
         _write(target, x if dtype == "float32" else to_uint8(x), cond)
@@ -197,6 +199,8 @@ def _span(n: int | None, indices: str | None) -> range:
     if n is not None or not colon or not (first or "0").isdecimal() or not stop.isdecimal():
         raise ConfigError(f"--indices: given {indices!r}; must be A:B, such as 100:164, and without --n")
     span = range(int(first or "0"), int(stop))
+    if span.stop > 2**32:
+        raise ConfigError(f"--indices: given {indices!r}; samples are numbered below 2^32 = {2**32}")
     if not span:
         raise ConfigError(f"--indices: given {indices!r}; A:B are the samples from A on, before B: none here")
     return span
