@@ -62,7 +62,7 @@ def sample(
     from ..train import load, read_header
     from ..train.checkpoint import model_path
     from ..train.drawing import settle
-    from ..train.recipe import Sampling
+    from ..train.options import Sampling
 
     target, into_folder = Path(output), _is_folder(output)
     span = _span(n, indices)

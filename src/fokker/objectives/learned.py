@@ -53,7 +53,7 @@ class LogVariance(nn.Module):
         self.register_buffer("frequency", frequency, persistent=False)
         self.register_buffer("phase", phase, persistent=False)
         self.weight = nn.Parameter(torch.zeros(features))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) -> u (B,)."""

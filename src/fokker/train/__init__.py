@@ -1,12 +1,11 @@
 """Training: recipes, the loop, the average of the weights, and model files."""
 
 from .checkpoint import load, read_header, save
-from .ema import EMA, Averages, Constant, Power, read_snapshots, reconstruct, write_snapshot
+from .ema import Averages, Constant, Power, read_snapshots, reconstruct, write_snapshot
 from .recipe import Recipe, read, recipe_names
-from .trainer import fit
+from .trainer import fit, resume
 
 __all__ = [
-    "EMA",
     "Averages",
     "Constant",
     "Power",
@@ -18,6 +17,7 @@ __all__ = [
     "read_snapshots",
     "recipe_names",
     "reconstruct",
+    "resume",
     "save",
     "write_snapshot",
 ]

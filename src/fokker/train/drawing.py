@@ -15,15 +15,21 @@ from ..guidance import CFG
 from ..prediction import Denoiser
 from ..sampling import sample
 from ..solvers import Grid, Solver, Times, as_grid
-from .recipe import Sampling
+from .options import Sampling
 
-__all__ = ["Drawing", "class_count", "draw", "settle"]
+__all__ = ["Drawing", "class_count", "draw", "is_conditional", "settle"]
 
 
 def class_count(denoiser: NetDenoiser) -> int:
     """The number of classes a denoiser's network knows; 0 if it is unconditional."""
     config: Any = getattr(denoiser.net, "config", {})
     return int(config.get("classes", 0))
+
+
+def is_conditional(denoiser: NetDenoiser) -> bool:
+    """Whether a denoiser's network takes conditions: labels, vectors or token sequences."""
+    config: Any = getattr(denoiser.net, "config", {})
+    return any(config.get(name) for name in ("classes", "cond_dim", "tokens"))
 
 
 @dataclass(frozen=True)

@@ -18,25 +18,23 @@ Source: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Di
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Generic, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..component import component
 from ..errors import ConfigError, FileError
 from ..files import read_tensors, write_tensors
 
 __all__ = [
-    "EMA",
     "Averages",
     "Constant",
     "Power",
@@ -50,8 +48,8 @@ __all__ = [
     "write_snapshot",
 ]
 
-M = TypeVar("M", bound=nn.Module)
 FORMAT = "fokker-snapshot-1"
+POWER = "train.ema={kind: power, widths: [0.05, 0.1]}"  # what one writes to have snapshots
 WIDEST = 0.28  # (2) is 12^(-1/2) = 0.2887 at g = 0, a plain mean
 
 
@@ -203,9 +201,6 @@ def write_snapshot(folder: Path, step: int, averages: Averages, tensors: Mapping
     return path
 
 
-POWER = "train.ema={kind: power, widths: [0.05, 0.1]}"
-
-
 def read_snapshots(folder: Path) -> list[Snapshot]:
     """The snapshots of a run's folder by step; every one is read and checked, a damaged one is warned of and left out.
 
@@ -325,28 +320,3 @@ def reconstruct(snapshots: Sequence[Snapshot], width: float, step: int | None = 
                 total.add_(values[name].double(), alpha=coefficient)
     values = {name: total.to(dtypes[name]) for name, total in sums.items()}
     return Reconstruction(values, step, fit_error(profiles, coefficients, width, step))
-
-
-class EMA(Generic[M]):
-    """shadow <- shadow + (1 - d) (weights - shadow), `Constant`'s average of a whole model. Buffers are copied.
-
-    Args:
-        model: whose weights are averaged.
-        decay: d in the long run, in [0, 1).
-    """
-
-    def __init__(self, model: M, decay: float) -> None:
-        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
-
-    def rate(self, step: int) -> float:
-        """1 - d after step `step` (0-based)."""
-        return Constant(self.decay).rates(step)[0]
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after step `step`."""
-        shadow: list[Tensor] = [p.detach() for p in self.model.parameters()]
-        torch._foreach_lerp_(shadow, [p.detach() for p in model.parameters()], self.rate(step))
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
