@@ -36,6 +36,7 @@ class Folder(Data):
         size: height and width of the samples.
         channels: 1 (grey) or 3 (RGB); transparency is dropped, animations give their first frame.
         holdout: expected fraction of the test split, in [0, 1).
+        flip: mirror training pictures left to right with probability 1/2.
 
     Pictures that cannot be decoded are left out, and one warning counts and names them.
 
@@ -48,6 +49,7 @@ class Folder(Data):
     size: Annotated[int, Field(ge=1)]
     channels: Literal[1, 3] = 3
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    flip: bool = False
 
     def load(self, split: Literal["train", "test"] = "train") -> Samples:
         """The pictures of a split, in the order of their paths."""
@@ -74,11 +76,12 @@ class Folder(Data):
         if len(bad) == len(chosen):
             raise FileError(f"Folder {self.path}: none of the {len(bad)} pictures of the {split} split can be decoded")
         values = torch.stack([picture for picture in decoded if picture is not None])
+        flip = self.flip and split == "train"
         if not classes:
-            return Samples(values)
+            return Samples(values, flip=flip)
         index = {name: label for label, name in enumerate(classes)}
         good = [name for (_, name), picture in zip(chosen, decoded, strict=True) if picture is not None]
-        return Samples(values, torch.tensor([index[name.parts[0]] for name in good]), classes)
+        return Samples(values, torch.tensor([index[name.parts[0]] for name in good]), classes, flip=flip)
 
     def _scan(self) -> tuple[list[Path], tuple[str, ...]]:
         root = Path(self.path).expanduser()
