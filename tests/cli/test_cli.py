@@ -381,3 +381,15 @@ def test_demo_from_data_to_picture(call: Call, monkeypatch: pytest.MonkeyPatch) 
     real, ours, ratio = map(float, found)
     assert 70 < real < 95 and 0 <= ours < 40  # ours: two steps of training teach nothing
     assert abs(ratio - ours / real) < 0.01 and "picture (one class a column): d-2/demo.png" in result.out
+
+
+# ---- data
+
+
+def test_data_list_and_fetch(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FOKKER_CACHE", str(tmp_path / "cache"))
+    listed = call("data", "list")
+    assert listed.code == 0 and "fashion-mnist" in listed.out and listed.out.endswith("(set FOKKER_CACHE to move it)\n")
+    mistake(call("data", "fetch", "minst"), "no data set 'minst' to fetch: did you mean 'mnist'?")
+    mistake(call("data", "fetch", "mnist", "--from", "gone", "-q"), "gone: does not exist")
+    mistake(call("train", "fashion", "data=cifar10"), "run `fokker data fetch cifar10`")

@@ -192,7 +192,7 @@ def _converted(name: str, dataset: Dataset, place: Path) -> dict[str, Tensor]:
     tensors = {}
     for split in ("train", "test"):
         for key, array in zip("xy", dataset.read(place, split), strict=True):
-            tensors[f"{split}_{key}"] = torch.from_numpy(array.copy() if not array.flags.writeable else array)
+            tensors[f"{split}_{key}"] = torch.from_numpy(array)
     if _content(tensors) != dataset.content:
         raise FileError(f"{place}: is not {name}: the SHA-256 of its pictures and labels is another; take another file")
     return tensors

@@ -119,7 +119,7 @@ def _rows(content: bytes, name: str) -> Bytes:
         with Image.open(io.BytesIO(content)) as opened:
             rows = np.asarray(opened.convert("RGB"))
     except (*BROKEN, SyntaxError, Image.DecompressionBombError) as error:
-        raise FileError(f"{name}: cannot be decoded ({error})") from None
+        raise FileError(f"{name}: cannot be decoded ({_why(error)})") from None
     if rows.shape[1] != 1024:
         raise FileError(f"{name}: is {rows.shape[1]} pixels wide, must be 1024 (a row is one image)")
     return rows.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
@@ -137,11 +137,15 @@ def _fitting(path: Path, x: Bytes, y: Bytes) -> tuple[Bytes, Bytes]:
         raise FileError(f"{path}: holds {len(x)} pictures but labels of shape {y.shape}")
     if y.max() > 9:
         raise FileError(f"{path}: holds the label {y.max()}, must be 0..9")
-    return np.ascontiguousarray(x), np.ascontiguousarray(y)
+    return np.array(x, order="C"), np.array(y)  # copies: views of a file's bytes cannot be written to
 
 
 def _listed(found: Collection[str]) -> str:
     return ", ".join(sorted(found)) or "nothing"
+
+
+def _why(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
 
 
 def _unpacked(path: Path, name: str, content: bytes) -> bytes:
@@ -150,7 +154,7 @@ def _unpacked(path: Path, name: str, content: bytes) -> bytes:
     try:
         return gzip.decompress(content)
     except BROKEN as error:
-        raise FileError(f"{path}: {name}: cannot be unpacked, is it truncated? ({error})") from None
+        raise FileError(f"{path}: {name}: cannot be unpacked, is it truncated? ({_why(error)})") from None
 
 
 def _read(path: Path, names: Collection[str], pickled: Collection[str] = ()) -> dict[str, bytes]:
@@ -172,7 +176,7 @@ def _read(path: Path, names: Collection[str], pickled: Collection[str] = ()) -> 
         raise FileError(f"{path}: does not exist") from None
     except BROKEN as error:
         raise FileError(
-            f"{path}: cannot be read ({error}); must be a folder with the files, or a whole .tar, .zip or .deb"
+            f"{path}: cannot be read ({_why(error)}); must be a folder with the files, or a whole .tar, .zip or .deb"
         ) from None
     if refused and not found:
         raise ConfigError(
