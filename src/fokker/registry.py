@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
     "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet"},
+    "autoencoder": {"conv": "fokker.nets:Autoencoder"},
     "exact": {
         "gaussian": "fokker.exact:Gaussian",
         "mixture": "fokker.exact:GaussianMixture",
