@@ -5,6 +5,7 @@ from .codec import Codec
 from .fetch import DATASETS, cache_folder, fetch_images
 from .folders import Folder
 from .images import CIFAR10, MNIST, Fashion, FashionMNIST
+from .latents import LatentCodec, Latents
 from .pictures import picture, scatter_image
 from .samples import Data, Samples, grid_image, to_uint8
 from .toy import Checkerboard, EightGaussians, Moons, Pinwheel, Spirals, SwissRoll
@@ -21,6 +22,8 @@ __all__ = [
     "Fashion",
     "FashionMNIST",
     "Folder",
+    "LatentCodec",
+    "Latents",
     "Moons",
     "Pinwheel",
     "Samples",

@@ -14,7 +14,7 @@ from ..component import recorded
 from ..errors import ConfigError, FileError
 from ..files import read_tensors, write_tensors
 from ..registry import build, spec
-from .features import at_least
+from .features import at_least, zeroed
 
 __all__ = ["Autoencoder", "load_autoencoder", "save_autoencoder"]
 
@@ -31,7 +31,7 @@ class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = _norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2, self.conv2 = _norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2, self.conv2 = _norm(channels), zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, h: Tensor) -> Tensor:
         """h (B, channels, H, W) -> the same shape."""
