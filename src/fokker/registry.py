@@ -85,6 +85,7 @@ KINDS: dict[str, dict[str, str]] = {
         "mnist": "fokker.data:MNIST",
         "cifar10": "fokker.data:CIFAR10",
         "latents": "fokker.data:Latents",
+        "hub": "fokker.data:Hub",
         "folder": "fokker.data:Folder",
         "arrays": "fokker.data:Arrays",
     },

@@ -4,6 +4,7 @@ from .arrays import Arrays
 from .codec import Codec
 from .fetch import DATASETS, cache_folder, fetch_images
 from .folders import Folder
+from .hub import Hub
 from .images import CIFAR10, MNIST, Fashion, FashionMNIST
 from .latents import LatentCodec, Latents
 from .pictures import picture, scatter_image
@@ -22,6 +23,7 @@ __all__ = [
     "Fashion",
     "FashionMNIST",
     "Folder",
+    "Hub",
     "LatentCodec",
     "Latents",
     "Moons",

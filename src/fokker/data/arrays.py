@@ -23,6 +23,13 @@ __all__ = ["Arrays"]
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 
 
+def split_rows(n: int, holdout: float, split: str) -> Tensor:
+    """The rows (K,) int64 of a split: row i is in the test split if frac((i + 1) / golden ratio) < holdout."""
+    with np.errstate(over="ignore"):
+        held_out = np.arange(1, n + 1, dtype=np.uint64) * GOLDEN < holdout * 2.0**64
+    return torch.from_numpy(np.flatnonzero(held_out == (split == "test")))
+
+
 @component
 class Arrays(Data):
     """The samples of a NumPy file: numbers (N, *event) as float32, or pictures as bytes.
@@ -54,9 +61,7 @@ class Arrays(Data):
         check_split(split)
         array, given = self._read()
         values, labels = self._values(array), None if given is None else self._labels(given, len(array))
-        with np.errstate(over="ignore"):
-            held_out = np.arange(1, len(array) + 1, dtype=np.uint64) * GOLDEN < self.holdout * 2.0**64
-        rows = torch.from_numpy(np.flatnonzero(held_out == (split == "test")))
+        rows = split_rows(len(array), self.holdout, split)
         if not len(rows):
             raise ConfigError(
                 f"Arrays {self.path}: none of its {len(array)} rows is in the {split} split with "

@@ -118,12 +118,19 @@ class Folder(Data):
     def _decode(self, file: Path) -> Tensor | None:
         try:
             with Image.open(file) as opened:
-                picture = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith("I"):  # 16 bits of grey: converting would clip at 255
-                    picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))
-                picture = picture.convert("L" if self.channels == 1 else "RGB")
-                picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.BICUBIC)
-        # What Pillow raises on damaged files: its decoders have no common error of their own.
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError):
+                return square(opened, self.size, self.channels)
+        except UNDECODABLE:
             return None
-        return torch.from_numpy(np.array(picture)).view(self.size, self.size, -1).permute(2, 0, 1).contiguous()
+
+
+# What Pillow raises on damaged files: its decoders have no common error of their own.
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError)
+
+
+def square(opened: Image.Image, size: int, channels: int) -> Tensor:
+    """The central square of a picture, turned upright and resized: uint8 (channels, size, size)."""
+    picture = ImageOps.exif_transpose(opened)
+    if picture.mode.startswith("I"):  # 16 bits of grey: converting would clip at 255
+        picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))
+    picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(picture)).view(size, size, -1).permute(2, 0, 1).contiguous()

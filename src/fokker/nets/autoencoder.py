@@ -22,7 +22,8 @@ FORMAT = "fokker-autoencoder-1"
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(channels, 8), channels)
+    # Groups of 4 channels and more: normalised alone, a channel would lose its contrast.
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // 4)), channels)
 
 
 class Block(nn.Module):
