@@ -94,3 +94,12 @@ def test_refused_trees(tmp_path: Path) -> None:
         Folder(str(tmp_path), size=4).load()
     with pytest.raises(ConfigError, match="none of its 1 pictures fell into the test split"):
         Folder(str(tmp_path / "only"), size=4, holdout=0).load("test")
+
+
+def test_flip_is_for_training(tmp_path: Path) -> None:
+    for i in range(20):
+        save(tmp_path / f"a/{i}.png", flat(i)), save(tmp_path / f"b/{i}.png", flat(i))
+    for path in (tmp_path / "a", tmp_path):
+        for flip in (False, True):
+            folder = Folder(str(path), size=4, holdout=0.4, flip=flip)
+            assert folder.load().flip is flip and not folder.load("test").flip

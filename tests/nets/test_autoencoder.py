@@ -10,6 +10,7 @@ from fokker.data import Fashion, Samples
 from fokker.errors import ConfigError, FileError
 from fokker.nets import Autoencoder, load_autoencoder, save_autoencoder
 from fokker.train import fit_autoencoder
+from fokker.train.autoencoder import reconstruction_error
 
 
 def small(split: str) -> Samples:
@@ -26,9 +27,13 @@ def test_short_training_reconstructs_held_out_images() -> None:
     assert z.shape == (500, 2, 7, 7) and z.abs().max() < 1  # half of the numbers
     assert ((net.decode(z) - x) ** 2).mean() < 0.15 * ((x - mean) ** 2).mean()
     assert not net.training and not any(p.requires_grad for p in net.parameters())
+    error, spread = reconstruction_error(net, small("test"), batch=300)
+    x, _ = small("test").take(torch.arange(2000))
+    assert abs(error - float(((net(x) - x) ** 2).mean())) < 1e-5
+    assert abs(spread - float(((x - x.mean(0)) ** 2).mean())) < 1e-5
     # The decoder was trained to bear a noise of 0.05: it adds a hundredth of the images' own variance at most.
     noisy = z + 0.05 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
-    assert ((net.decode(noisy) - net.decode(z)) ** 2).mean() < 0.01 * ((x - mean) ** 2).mean()
+    assert ((net.decode(noisy) - net.decode(z)) ** 2).mean() < 0.01 * spread
 
 
 def test_training_is_a_function_of_the_seed() -> None:

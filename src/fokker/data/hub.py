@@ -29,7 +29,7 @@ def _held(given: Any) -> Any:
         return given
     some = next(iter(given.values()), None) if isinstance(given, Mapping) else given
     if not hasattr(some, "column_names"):
-        raise ValueError(f"must be a folder, a datasets.Dataset or a DatasetDict, not a {type(given).__name__}")
+        raise ValueError(f"needs a folder, a datasets.Dataset or a DatasetDict, not a {type(given).__name__}")
     return InMemory(given, "save it with its save_to_disk(FOLDER) and give that folder")
 
 
@@ -73,30 +73,32 @@ class Hub(Data):
         check_split(split)
         if bool(self.image) == bool(self.columns):
             raise ConfigError("Hub: give either image=... (a column of pictures) or columns=... (numbers)")
-        table, rows = self._rows(split)
+        table, rows, train = self._rows(split)
         if not len(rows):
             raise ConfigError(f"Hub {self.path}: no row is in the {split} split: change holdout")
         values, good = self._pictures(table, rows) if self.image else (self._numbers(table, rows), rows)
         flip = self.flip and split == "train"
         if not self.label:
             return Samples(values, flip=flip)
-        names, labels = self._labels(table, good)
+        names, labels = self._labels(table, good, train)
         return Samples(values, labels, names, flip=flip)
 
-    def _rows(self, split: str) -> tuple[Any, Tensor]:
+    def _rows(self, split: str) -> tuple[Any, Tensor, Any]:
+        """(table, its rows in the split, the table whose labels count)."""
         given = self.path.value if isinstance(self.path, InMemory) else _read(self.path)
         if isinstance(given, Mapping):
-            other = "validation" if split == "test" and "test" not in given else split
-            if other not in given:
-                raise ConfigError(f"Hub {self.path}: has no split {split!r}; its splits: {', '.join(given)}")
-            table = given[other]
+            other = "validation" if split == "test" and "test" not in given and "validation" in given else split
+            for name in ("train", other):
+                if name not in given:
+                    raise ConfigError(f"Hub {self.path}: has no split {name!r}; its splits: {', '.join(given)}")
+            table, train = given[other], given["train"]
             rows = torch.arange(len(table))
         else:
-            table, rows = given, split_rows(len(given), self.holdout, split)
+            table, train, rows = given, given, split_rows(len(given), self.holdout, split)
         for name in (self.image, *self.columns, self.label):
             if name and name not in table.column_names:
                 raise ConfigError(f"Hub {self.path}: has no column {name!r}: {closest(name, table.column_names)}")
-        return table, rows
+        return table, rows, train
 
     def _pictures(self, table: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
         only, pictures, good = table.select_columns([self.image]), [], []
@@ -134,17 +136,21 @@ class Hub(Data):
             return torch.from_numpy(arrays[0])
         return torch.from_numpy(np.concatenate([a.reshape(len(a), math.prod(a.shape[1:])) for a in arrays], axis=1))
 
-    def _labels(self, table: Any, rows: Tensor) -> tuple[tuple[str, ...], Tensor]:
-        given = list(table[self.label])
-        known = getattr(table.features[self.label], "names", None)
-        if known is None and all(isinstance(value, str) for value in given):
-            known = sorted(set(given))
-            given = [known.index(value) for value in given]
-        if not all(isinstance(value, int) and 0 <= value <= 65535 for value in given):
+    def _labels(self, table: Any, rows: Tensor, train: Any) -> tuple[tuple[str, ...], Tensor]:
+        given, all_of = list(table[self.label]), set(train[self.label])
+        names = getattr(train.features[self.label], "names", None)
+        if names is None and all(isinstance(value, str) for value in all_of):
+            names = sorted(all_of)
+            number = {name: label for label, name in enumerate(names)}
+            unknown = sorted(set(given) - all_of)
+            if unknown:
+                raise ConfigError(f"Hub {self.path}: the training split has no {self.label!r} {unknown[0]!r}")
+            given = [number[value] for value in given]
+        elif not all(isinstance(value, int) and 0 <= value <= 65535 for value in (*all_of, *given)):
             raise ConfigError(f"Hub {self.path}: {self.label!r} must hold texts, or integers in 0..65535")
-        if len(set(given)) < 2:
+        if len(all_of) < 2:
             raise ConfigError(f"Hub {self.path}: {self.label!r} holds a single class: leave label empty")
-        names = known or [str(label) for label in range(max(given) + 1)]
+        names = names or [str(label) for label in range(max(all_of) + 1)]
         return tuple(names), torch.tensor(given, dtype=torch.int64)[rows]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch.nn.functional import mse_loss
 
@@ -13,7 +14,7 @@ from ..data import Samples
 from ..errors import ConfigError
 from ..nets import Autoencoder
 
-__all__ = ["fit_autoencoder"]
+__all__ = ["fit_autoencoder", "reconstruction_error"]
 
 
 def fit_autoencoder(
@@ -62,7 +63,7 @@ def fit_autoencoder(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     positions = torch.arange(batch)
     order = positions
-    for step in track(range(steps), "autoencoder", disable=not progress):
+    for step in track(range(steps), "autoencoder", disable=not progress, console=Console(stderr=True)):
         if step % an_epoch == 0:
             order = philox.permutation(seed, len(samples), step // an_epoch)
         x, _ = samples.take(order[step % an_epoch * batch :][:batch])
@@ -76,3 +77,16 @@ def fit_autoencoder(
         optimiser.step()
         schedule.step()
     return net.cpu().requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def reconstruction_error(net: Autoencoder, samples: Samples, batch: int = 256) -> tuple[float, float]:
+    """(E |decode(encode(x)) - x|^2, E |x - mean image|^2), each per pixel of images in [-1, 1]."""
+    rows = torch.split(torch.arange(len(samples)), batch)
+    mean = torch.stack([samples.take(some)[0].double().sum(0) for some in rows]).sum(0) / len(samples)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for some in rows:
+        x, _ = samples.take(some)
+        sums += torch.stack([(net(x) - x).square().double().sum(), (x - mean).square().double().sum()])
+    error, spread = (sums / samples.values.numel()).tolist()
+    return error, spread
