@@ -20,17 +20,16 @@ def small(split: str) -> Samples:
 
 
 def test_short_training_reconstructs_held_out_images() -> None:
-    net = fit_autoencoder(small("train"), latent=2, width=8, levels=1, steps=100, batch=32, lr=5e-3)
-    x, _ = small("test").take(torch.arange(500))
-    mean = small("train").take(torch.arange(2000))[0].mean(0)
+    test = small("test")
+    net = fit_autoencoder(small("train"), latent=2, width=8, levels=1, steps=70, batch=32, lr=8e-3)
+    x, _ = test.take(torch.arange(len(test)))
     z = net.encode(x)
-    assert z.shape == (500, 2, 7, 7) and z.abs().max() < 1  # half of the numbers
-    assert ((net.decode(z) - x) ** 2).mean() < 0.15 * ((x - mean) ** 2).mean()
-    assert not net.training and not any(p.requires_grad for p in net.parameters())
-    error, spread = reconstruction_error(net, small("test"), batch=300)
-    x, _ = small("test").take(torch.arange(2000))
-    assert abs(error - float(((net(x) - x) ** 2).mean())) < 1e-5
+    assert z.shape == (2000, 2, 7, 7) and z.abs().max() < 1  # half of the numbers
+    error, spread = reconstruction_error(net, test, batch=300)
+    assert abs(error - float(((net.decode(z) - x) ** 2).mean())) < 1e-5
     assert abs(spread - float(((x - x.mean(0)) ** 2).mean())) < 1e-5
+    assert error < 0.25 * spread
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
     # The decoder was trained to bear a noise of 0.05: it adds a hundredth of the images' own variance at most.
     noisy = z + 0.05 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     assert ((net.decode(noisy) - net.decode(z)) ** 2).mean() < 0.01 * spread
