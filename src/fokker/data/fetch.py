@@ -295,4 +295,5 @@ def _fetch_rest(url: str, part: Path, report: Callable[[int, int | None], None])
 
 def _bar(show: bool) -> Progress:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not show, transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True)
