@@ -103,6 +103,8 @@ def test_official_splits_and_the_training_splits_labels() -> None:
     assert both.load("test").values.flatten().tolist() == [4, 5]
     with pytest.raises(ConfigError, match="has no split 'test'; its splits: train, dev"):
         hub({"train": train, "dev": test}, columns=("x",)).load("test")
+    with pytest.raises(ConfigError, match="has no column 'y'"):
+        hub({"train": Table({"x": [1.0]}), "test": test}, columns=("x",), label="y").load("test")
     with pytest.raises(ConfigError, match="the training split has no 'y' 'emu'"):
         hub({"train": train, "test": Table({"x": [1.0], "y": ["emu"]})}, columns=("x",), label="y").load("test")
 

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import torch
@@ -157,7 +156,7 @@ def fetch_images(name: str, source: str = "", *, progress: bool = False) -> tupl
             return file, False
         downloads = cache_folder() / "downloads"
         try:
-            if urlsplit(source).scheme in ("http", "https"):
+            if source.startswith(("http://", "https://")):
                 place = _download(
                     source,
                     downloads,
@@ -176,10 +175,11 @@ def fetch_images(name: str, source: str = "", *, progress: bool = False) -> tupl
         bar.update(task, description=f"{name}: converting")
         try:
             tensors = _converted(name, dataset, place)
-        except (FileError, ConfigError):
-            if ours:
-                place.unlink(missing_ok=True)
-            raise
+        except (FileError, ConfigError) as error:
+            if not ours:
+                raise
+            place.unlink(missing_ok=True)
+            raise FileError(f"{source or dataset.package}: {error}; nothing of it is kept") from None
         for left in file.parent.glob(f".{file.name}.*.tmp"):  # by a run killed while it wrote
             left.unlink(missing_ok=True)
         write_tensors(file, tensors, {"format": FORMAT, "name": name, "source": source or dataset.package})

@@ -96,7 +96,7 @@ class Hub(Data):
         else:
             table, train, rows = given, given, split_rows(len(given), self.holdout, split)
         for name in (self.image, *self.columns, self.label):
-            if name and name not in table.column_names:
+            if name and not (name in table.column_names and name in train.column_names):
                 raise ConfigError(f"Hub {self.path}: has no column {name!r}: {closest(name, table.column_names)}")
         return table, rows, train
 
