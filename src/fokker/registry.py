@@ -50,12 +50,18 @@ KINDS: dict[str, dict[str, str]] = {
         "edm": "fokker.objectives:EDMWeight",
         "likelihood": "fokker.objectives:Likelihood",
         "sigma2": "fokker.objectives:Sigma2",
+        "sigmoid": "fokker.objectives:Sigmoid",
+        "edm-monotone": "fokker.objectives:EDMMonotone",
+        "uncertainty": "fokker.objectives:Uncertainty",
     },
     "times": {
         "uniform": "fokker.objectives:UniformTimes",
         "logit-normal": "fokker.objectives:LogitNormal",
         "log-normal": "fokker.objectives:LogNormal",
+        "adaptive": "fokker.objectives:Adaptive",
+        "learned": "fokker.objectives:LearnedTimes",
     },
+    "ema": {"constant": "fokker.train:Constant", "power": "fokker.train:Power"},
     "objective": {"denoising": "fokker.objectives:Denoising"},
     "grid": {
         "t": "fokker.solvers:UniformT",
@@ -88,6 +94,7 @@ KINDS: dict[str, dict[str, str]] = {
         "hub": "fokker.data:Hub",
         "folder": "fokker.data:Folder",
         "arrays": "fokker.data:Arrays",
+        "shards": "fokker.shards:Shards",
     },
     "codec": {"latent": "fokker.data:LatentCodec"},
 }

@@ -23,11 +23,10 @@ __all__ = ["Arrays"]
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 
 
-def split_rows(n: int, holdout: float, split: str) -> Tensor:
-    """The rows (K,) int64 of a split: row i is in the test split if frac((i + 1) / golden ratio) < holdout."""
+def held_out(n: int, holdout: float) -> NDArray[np.bool_]:
+    """Which of n rows are in the test split: row i if the fractional part of (i + 1) / golden ratio < holdout."""
     with np.errstate(over="ignore"):
-        held_out = np.arange(1, n + 1, dtype=np.uint64) * GOLDEN < holdout * 2.0**64
-    return torch.from_numpy(np.flatnonzero(held_out == (split == "test")))
+        return np.arange(1, n + 1, dtype=np.uint64) * GOLDEN < holdout * 2.0**64
 
 
 @component
@@ -61,7 +60,7 @@ class Arrays(Data):
         check_split(split)
         array, given = self._read()
         values, labels = self._values(array), None if given is None else self._labels(given, len(array))
-        rows = split_rows(len(array), self.holdout, split)
+        rows = torch.from_numpy(np.flatnonzero(held_out(len(array), self.holdout) == (split == "test")))
         if not len(rows):
             raise ConfigError(
                 f"Arrays {self.path}: none of its {len(array)} rows is in the {split} split with "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..component import InMemory, component
 from ..errors import ConfigError, FileError, MissingExtraError, closest
-from .arrays import split_rows
+from .arrays import held_out
 from .folders import UNDECODABLE, square
 from .samples import Data, Samples, check_split
 
@@ -94,7 +94,8 @@ class Hub(Data):
             table, train = given[other], given["train"]
             rows = torch.arange(len(table))
         else:
-            table, train, rows = given, given, split_rows(len(given), self.holdout, split)
+            table = train = given
+            rows = torch.from_numpy(np.flatnonzero(held_out(len(given), self.holdout) == (split == "test")))
         for name in (self.image, *self.columns, self.label):
             if name and not (name in table.column_names and name in train.column_names):
                 raise ConfigError(f"Hub {self.path}: has no column {name!r}: {closest(name, table.column_names)}")

@@ -2,8 +2,24 @@
 
 from .autoencoder import fit_autoencoder
 from .checkpoint import load, read_header, save
-from .ema import EMA
+from .ema import EMA, Averages, Constant, Power, read_snapshots, reconstruct, write_snapshot
 from .recipe import Recipe, read, recipe_names
 from .trainer import fit
 
-__all__ = ["EMA", "Recipe", "fit", "fit_autoencoder", "load", "read", "read_header", "recipe_names", "save"]
+__all__ = [
+    "EMA",
+    "Averages",
+    "Constant",
+    "Power",
+    "Recipe",
+    "fit",
+    "fit_autoencoder",
+    "load",
+    "read",
+    "read_header",
+    "read_snapshots",
+    "recipe_names",
+    "reconstruct",
+    "save",
+    "write_snapshot",
+]
