@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -380,3 +381,30 @@ def test_demo_from_data_to_picture(call: Call, monkeypatch: pytest.MonkeyPatch) 
     real, ours, ratio = map(float, found)
     assert 70 < real < 95 and 0 <= ours < 40  # ours: two steps of training teach nothing
     assert abs(ratio - ours / real) < 0.01 and "picture (one class a column): d-2/demo.png" in result.out
+
+
+# ---- data
+
+
+def test_data_list_and_fetch(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FOKKER_CACHE", str(tmp_path / "cache"))
+    listed = call("data", "list")
+    assert listed.code == 0 and "fashion-mnist" in listed.out and listed.out.endswith("(set FOKKER_CACHE to move it)\n")
+    mistake(call("data", "fetch", "minst"), "no data set 'minst' to fetch: did you mean 'mnist'?")
+    mistake(call("data", "fetch", "mnist", "--from", "gone", "-q"), "gone: does not exist")
+    mistake(call("train", "fashion", "data=cifar10"), "run `fokker data fetch cifar10`")
+
+
+def test_autoencoder_and_training_among_its_latents(call: Call, tmp_path: Path) -> None:
+    np.save("x.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8))
+    Path("mine.yaml").write_text("data: {kind: arrays, path: x.npy, holdout: 0.2}\nnet: {kind: mlp, width: 8}\n")
+    options = ["--steps", 2, "--latent", 3, "--width", 4, "--levels", 1]
+    result = call("data", "autoencoder", "mine.yaml", "-q", "-o", "a.safetensors", *options)
+    assert result.code == 0 and result.err == "" and result.out.startswith("trained: a.safetensors  (mean squared")
+    mistake(call("data", "autoencoder", "mine.yaml", "-o", "a.safetensors"), "a.safetensors: exists and is left")
+    told = shlex.split(result.out.splitlines()[1].removeprefix("use it: fokker "))
+    assert told[:2] == ["train", "mine.yaml"]
+    model = fk.train.read(told[1], told[2:])
+    samples = model.data.load("test")
+    assert samples.shape == (3, 4, 4) and samples.codec is not None
+    assert samples.codec.decode(samples.values).shape == (len(samples), 1, 8, 8)

@@ -19,6 +19,7 @@ app = typer.Typer(
 
 for _name in ("train", "sample", "recipes", "info", "ema", "demo"):
     app.command(_name)(getattr(import_module(f".{_name}", __package__), _name))
+app.add_typer(import_module(".data", __package__).data, name="data")
 
 
 def version(show: bool) -> None:

@@ -42,6 +42,7 @@ class Arrays(Data):
         key: name of the array in an .npz; may be empty if it is the only one besides `label_key`.
         label_key: name of integer labels (N,), 0..65535, in an .npz, or empty for none; classes are named "0", "1", ...
         holdout: fraction of the test split, in [0, 1).
+        flip: mirror training pictures left to right with probability 1/2; only for pictures.
 
     Raises (from load):
         FileError: the file is missing, truncated or of another format, or holds a number that is not finite.
@@ -52,6 +53,7 @@ class Arrays(Data):
     key: str = ""
     label_key: str = ""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    flip: bool = False
 
     def load(self, split: Literal["train", "test"] = "train") -> Samples:
         """The rows of a split, in their order."""
@@ -64,9 +66,11 @@ class Arrays(Data):
                 f"Arrays {self.path}: none of its {len(array)} rows is in the {split} split with "
                 f"holdout={self.holdout}: change holdout"
             )
+        flip = self.flip and split == "train"
         if labels is None:
-            return Samples(values[rows])
-        return Samples(values[rows], labels[rows], tuple(str(label) for label in range(int(labels.max()) + 1)))
+            return Samples(values[rows], flip=flip)
+        classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+        return Samples(values[rows], labels[rows], classes, flip=flip)
 
     def _read(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
         try:

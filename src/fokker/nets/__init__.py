@@ -4,8 +4,18 @@ All are called as `net(x, time, cond=None)`: x (B, *event), time (B,) or 0-dim a
 what it is: t, log-SNR/4, ...), cond what the net was built for. The output is exactly 0 before training.
 """
 
+from .autoencoder import Autoencoder, load_autoencoder, save_autoencoder
 from .features import Condition, Embedding, TimeFeatures
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "Condition", "Embedding", "TimeFeatures", "UNet"]
+__all__ = [
+    "MLP",
+    "Autoencoder",
+    "Condition",
+    "Embedding",
+    "TimeFeatures",
+    "UNet",
+    "load_autoencoder",
+    "save_autoencoder",
+]

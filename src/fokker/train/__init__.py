@@ -1,5 +1,6 @@
 """Training: recipes, the loop, the average of the weights, and model files."""
 
+from .autoencoder import fit_autoencoder
 from .checkpoint import load, read_header, save
 from .ema import Averages, Constant, Power, read_snapshots, reconstruct, write_snapshot
 from .recipe import Recipe, read, recipe_names
@@ -11,6 +12,7 @@ __all__ = [
     "Power",
     "Recipe",
     "fit",
+    "fit_autoencoder",
     "load",
     "read",
     "read_header",
