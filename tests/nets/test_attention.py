@@ -111,16 +111,21 @@ def test_the_layers_are_torchs() -> None:
         SelfAttention(12, 5)
 
 
-def test_rotary_angles_and_turns_by_value() -> None:
+def test_rotary_angles_and_turns_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
     angle = turns(1, 5, 6)
     assert torch.allclose(angle[3], 3 * 10000.0 ** -torch.tensor([0.0, 1 / 3, 2 / 3]), rtol=1e-6)
     angle = turns(2, 4, 8)  # row 2, column 3 of 4 x 4: two frequencies for each
     assert torch.allclose(angle[2 * 4 + 3], torch.tensor([2.0, 0.2, 3.0, 0.3]), rtol=1e-6)
-    x = normal(1, 1, 16, 8)
-    y = rotate(x, (angle.double().cos(), angle.double().sin()))
-    z, w = torch.complex(*x.chunk(2, dim=-1)), torch.complex(*y.chunk(2, dim=-1))
-    assert torch.allclose(w, z * torch.exp(1j * angle.double()), atol=1e-12)
-    assert rotate(x.bfloat16(), (angle.cos(), angle.sin())).dtype == torch.bfloat16
+    x, turn = normal(3, 16, 2, 5, 8), (angle.double().cos(), angle.double().sin())
+    y, a, b = rotate(x, turn), x[2, 11, 1, 3, 6], x[2, 11, 1, 3, 7]
+    cos, sin = torch.tensor(0.3).cos(), torch.tensor(0.3).sin()
+    expected = torch.stack([a * cos - b * sin, b * cos + a * sin])
+    assert torch.allclose(y[2, 11, 1, 3, 6:], expected, atol=1e-6) and torch.equal(y[:, 0], x[:, 0])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert torch.allclose(rotate(x, turn), y, atol=1e-13)
+    half = rotate(x.bfloat16(), (angle.cos(), angle.sin()))
+    assert half.dtype == torch.bfloat16 and torch.allclose(half.double(), y, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("axes", [1, 2])
@@ -128,7 +133,7 @@ def test_rotary_logits_depend_on_relative_positions_only(axes: int) -> None:
     grid, dim = 6, 8
     angle = turns(axes, grid, dim).double()
     q, k = normal(dim), normal(dim, seed=1)
-    at_every_place = [rotate(x.expand(grid**axes, dim), (angle.cos(), angle.sin())) for x in (q, k)]
+    at_every_place = [rotate(x.repeat(1, grid**axes, 1), (angle.cos(), angle.sin()))[0] for x in (q, k)]
     logits = (at_every_place[0] @ at_every_place[1].T).reshape([grid] * (2 * axes))
     if axes == 1:
         logits = logits[:, None, :, None]
