@@ -30,13 +30,14 @@ def test_patches_go_out_where_they_came_in(axes: int) -> None:
             layer.bias.zero_()
         assert net.position is not None
         net.position.zero_()
+        net.modulation.bias.copy_(torch.tensor([0.3, 0.5]).repeat_interleave(unit))
     x = normal(2, channels, *[size] * axes)
     y = net(x, torch.tensor(0.3))
     for row in range(0, size, patch):
         for column in range(0, size if axes == 2 else 1, patch):
             place = (slice(None), slice(None), slice(row, row + patch), slice(column, column + patch))[: axes + 2]
             cut = x[place].flatten(1)
-            assert torch.allclose(y[place].flatten(1), layer_norm(cut, (unit,), eps=1e-6), atol=1e-12)
+            assert torch.allclose(y[place].flatten(1), 0.3 + 1.5 * layer_norm(cut, (unit,), eps=1e-6), atol=1e-7)
 
 
 def test_a_fresh_block_is_the_identity_and_an_awake_one_its_formula() -> None:
