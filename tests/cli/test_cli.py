@@ -318,6 +318,24 @@ def test_info(call: Call, runs: Path) -> None:
         assert part in text
     mistake(call("info", "gone"), "gone: no such file or run folder")
     mistake(call("info", "--gone"), "No such option")
+    mistake(call("info", runs / "told", "net.width=9"), "'net.width=9': only a recipe can be changed")
+
+
+def test_info_counts_operations_and_reads_recipes(call: Call, runs: Path) -> None:
+    def operations(width: int, depth: int) -> int:
+        """A multiply-add is two: features -> E -> E, first and last layer, and three layers a block."""
+        return 2 * (2 * width * width + 2 * 2 * width + depth * (width * 2 * width + 2 * width * width))
+
+    text = " ".join(call("info", runs / "told").out.split())
+    assert f"FLOPs {operations(8, 1):,} per sample and forward pass" in text and "recipe" not in text
+    result = call("info", "moons", "net={kind: mlp, width: 16, depth: 3}", "data.n=50")
+    text = " ".join(result.out.split())
+    assert result.code == 0 and f"FLOPs {operations(16, 3):,} per" in text and "trained" not in text
+    for part in ("recipe moons", "data 50 samples", "event 2", "kind=mlp, dim=2, width=16", "0 upper, 1 lower"):
+        assert part in text
+    result = call("info", "moons", "net={kind: dit, preset: sx}")
+    mistake(result, "DiT: unknown preset 'sx': did you mean 's'? allowed: b, l, s, xl")
+    assert not list(Path.cwd().iterdir())
 
 
 def test_recipes(call: Call) -> None:

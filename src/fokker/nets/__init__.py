@@ -4,8 +4,11 @@ All are called as `net(x, time, cond=None)`: x (B, *event), time (B,) or 0-dim a
 what it is: t, log-SNR/4, ...), cond what the net was built for. The output is exactly 0 before training.
 """
 
+from .attention import attend
 from .autoencoder import Autoencoder, load_autoencoder, save_autoencoder
-from .features import Condition, Embedding, TimeFeatures
+from .count import Count, count
+from .dit import DiT
+from .features import Condition, Context, Embedding, TimeFeatures
 from .mlp import MLP
 from .unet import UNet
 
@@ -13,9 +16,14 @@ __all__ = [
     "MLP",
     "Autoencoder",
     "Condition",
+    "Context",
+    "Count",
+    "DiT",
     "Embedding",
     "TimeFeatures",
     "UNet",
+    "attend",
+    "count",
     "load_autoencoder",
     "save_autoencoder",
 ]
