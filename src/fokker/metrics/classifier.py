@@ -10,12 +10,12 @@ from .. import noise as philox
 from ..data import Samples
 from ..errors import ConfigError
 
-__all__ = ["class_agreement", "train_classifier"]
+__all__ = ["agrees", "class_agreement", "fresh_classifier", "train_classifier"]
 
 
 def train_classifier(
     samples: Samples, *, epochs: int = 4, batch: int = 100, lr: float = 2e-3, seed: int = 0
-) -> nn.Module:
+) -> nn.Sequential:
     """A small classifier of labelled images: two convolutions, two linear layers, AdamW with cosine decay.
 
     Args:
@@ -28,17 +28,18 @@ def train_classifier(
     Raises:
         ConfigError: the samples are no labelled images.
     """
-    if not samples.is_image or samples.labels is None or not samples.classes:
-        raise ConfigError("train_classifier needs labelled images; these samples are none")
     batch = min(batch, len(samples))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _trained(samples, epochs, batch, lr, seed)
+        return _trained(fresh_classifier(samples), samples, epochs, batch, lr, seed)
 
 
-def _trained(samples: Samples, epochs: int, batch: int, lr: float, seed: int) -> nn.Module:
+def fresh_classifier(samples: Samples) -> nn.Sequential:
+    """The classifier of `train_classifier` before training; weights from torch's generator. Raises ConfigError."""
+    if not samples.is_image or samples.labels is None or not samples.classes:
+        raise ConfigError("train_classifier needs labelled images; these samples are none")
     channels, height, width = samples.shape
-    net = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -52,6 +53,9 @@ def _trained(samples: Samples, epochs: int, batch: int, lr: float, seed: int) ->
         nn.Dropout(0.3),
         nn.Linear(128, len(samples.classes)),
     )
+
+
+def _trained(net: nn.Sequential, samples: Samples, epochs: int, batch: int, lr: float, seed: int) -> nn.Sequential:
     steps = epochs * (len(samples) // batch)
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -68,10 +72,14 @@ def _trained(samples: Samples, epochs: int, batch: int, lr: float, seed: int) ->
 
 
 @torch.no_grad()
-def class_agreement(classifier: nn.Module, x: Tensor, labels: Tensor, batch: int = 500) -> float:
-    """The share of images (N, C, H, W) that the classifier puts into their class (N,)."""
+def agrees(classifier: nn.Module, x: Tensor, labels: Tensor, batch: int = 500) -> Tensor:
+    """Which images (N, C, H, W) the classifier puts into their class (N,): booleans (N,). Raises ConfigError."""
     if len(x) != len(labels) or len(x) == 0:
         raise ConfigError(f"class_agreement: given {len(x)} images and {len(labels)} labels, must be equal and > 0")
     parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
-    right = [(classifier(x[part]).argmax(1) == labels[part]).sum() for part in parts]
-    return float(torch.stack(right).sum()) / len(x)
+    return torch.cat([classifier(x[part]).argmax(1) == labels[part] for part in parts])
+
+
+def class_agreement(classifier: nn.Module, x: Tensor, labels: Tensor, batch: int = 500) -> float:
+    """The share of images (N, C, H, W) that the classifier puts into their class (N,)."""
+    return float(agrees(classifier, x, labels, batch).sum()) / len(x)
