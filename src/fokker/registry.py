@@ -82,6 +82,7 @@ KINDS: dict[str, dict[str, str]] = {
         "fashion": "fokker.data:Fashion",
         "folder": "fokker.data:Folder",
         "arrays": "fokker.data:Arrays",
+        "shards": "fokker.shards:Shards",
     },
 }
 
