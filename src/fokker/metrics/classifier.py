@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .. import noise as philox
 from ..data import Samples
-from ..errors import ConfigError
+from ..errors import ConfigError, FileError
+from ..files import read_tensors, write_tensors
 
-__all__ = ["agrees", "class_agreement", "fresh_classifier", "train_classifier"]
+__all__ = ["agrees", "class_agreement", "kept_classifier", "train_classifier"]
+
+FORMAT = "fokker-classifier-1"
 
 
 def train_classifier(
@@ -31,10 +38,10 @@ def train_classifier(
     batch = min(batch, len(samples))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _trained(fresh_classifier(samples), samples, epochs, batch, lr, seed)
+        return _trained(_fresh(samples), samples, epochs, batch, lr, seed)
 
 
-def fresh_classifier(samples: Samples) -> nn.Sequential:
+def _fresh(samples: Samples) -> nn.Sequential:
     """The classifier of `train_classifier` before training; weights from torch's generator. Raises ConfigError."""
     if not samples.is_image or samples.labels is None or not samples.classes:
         raise ConfigError("train_classifier needs labelled images; these samples are none")
@@ -53,6 +60,35 @@ def fresh_classifier(samples: Samples) -> nn.Sequential:
         nn.Dropout(0.3),
         nn.Linear(128, len(samples.classes)),
     )
+
+
+def kept_classifier(samples: Samples, file: Path) -> nn.Sequential:
+    """`train_classifier(samples)`, kept in a file: read back if the file's is of the same data, else written.
+
+    Args:
+        samples: labelled images.
+        file: a safetensors file; where it cannot be written nothing is kept.
+
+    Raises:
+        ConfigError: the samples are no labelled images.
+        FileError: the file is damaged or another's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        net = _fresh(samples)
+    assert samples.labels is not None
+    digest = hashlib.sha256(str((tuple(samples.values.shape), samples.classes)).encode())
+    for part in (samples.values, samples.labels):
+        digest.update(part.contiguous().numpy().data)
+    data = digest.hexdigest()
+    if file.exists():
+        tensors, texts = read_tensors(file, FORMAT)
+        if texts.get("data") == data:
+            net.load_state_dict(tensors)
+            return net.eval()
+    net = train_classifier(samples)
+    with suppress(FileError):
+        write_tensors(file, net.state_dict(), {"format": FORMAT, "data": data})
+    return net
 
 
 def _trained(net: nn.Sequential, samples: Samples, epochs: int, batch: int, lr: float, seed: int) -> nn.Sequential:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from .intervals import half_sample_interval
 from .kernels import energy_distance, gaussian_kernel, median_bandwidth, mmd2, polynomial_kernel
 from .neighbours import Memorisation, copied_share, memorisation, nearness, support
 from .pairs import cloud
+from .sheets import sheet
 from .transport import sinkhorn_divergence, sliced_w2, wasserstein
 
 __all__ = ["METRICS", "Report", "Row", "evaluate"]
@@ -60,6 +62,7 @@ def _support(x: Tensor, y: Tensor) -> Sequence[float]:
     return list(asdict(support(x, y)).values())
 
 
+_SHARES = ("precision", "recall", "density", "coverage")
 _GROUPS = (
     _Group(("w2",), "low", 2000, lambda reference, seed: lambda x, y: [float(wasserstein(x, y))]),
     _Group(("sliced",), "low", 10**6, lambda reference, seed: lambda x, y: [float(sliced_w2(x, y, seed=seed))]),
@@ -68,13 +71,12 @@ _GROUPS = (
     _Group(("mmd",), "low", 5000, _gaussian_mmd),
     _Group(("frechet",), "low", 10**6, lambda reference, seed: lambda x, y: [float(frechet_distance(x, y))]),
     _Group(("kid",), "low", 5000, lambda reference, seed: lambda x, y: [float(mmd2(x, y, polynomial_kernel()))]),
-    _Group(("precision", "recall", "density", "coverage"), "high", 5000, lambda reference, seed: _support),
+    _Group(_SHARES, "high", 5000, lambda reference, seed: _support),
 )
 _COPIES, _COPIES_MOST, _AGREEMENT = ("copied", "nearness"), 5000, "agreement"
 METRICS = (*(name for group in _GROUPS for name in group.names), *_COPIES, _AGREEMENT)
-_SUPPORT = ("precision", "recall", "density", "coverage")
-_FOR_IMAGES = ("frechet", "kid", *_SUPPORT, *_COPIES, _AGREEMENT)
-_FOR_VECTORS = ("w2", "sliced", "energy", "mmd", *_SUPPORT, *_COPIES)
+_FOR_IMAGES = ("frechet", "kid", *_SHARES, *_COPIES, _AGREEMENT)
+_FOR_VECTORS = ("w2", "sliced", "energy", "mmd", *_SHARES, *_COPIES)
 
 
 @dataclass(frozen=True)
@@ -132,17 +134,14 @@ class Report:
         return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
     def cells(self) -> list[tuple[str, ...]]:
-        """The table as text, headings first."""
+        """The table as text, headings first; n is that of the value and, after a stroke, of the held-out floor."""
         percent = f"{100 * self.facts['level']:g} % interval"
-        lines: list[tuple[str, ...]] = [
-            ("metric", "samples", percent, "other train rows", "held-out rows", "n", "better")
-        ]
+        lines: list[tuple[str, ...]] = [("metric", "samples", percent, "train", "held out", "n", "better")]
         for row in self.rows:
-            held = "-" if row.floor_held_out is None else f"{row.floor_held_out:.4g}"
-            if row.floor_held_out is not None and row.n_held_out != row.n:
-                held += f" (n = {row.n_held_out})"
-            numbers = (f"{row.value:.4g}", f"{row.low:.4g} to {row.high:.4g}", f"{row.floor_train:.4g}", held)
-            lines.append((row.name, *numbers, str(row.n), row.better))
+            held = "-" if row.floor_held_out is None else f"{row.floor_held_out:.3g}"
+            n = str(row.n) if row.n == row.n_held_out else f"{row.n}/{row.n_held_out}"
+            span = f"{row.low:.3g} to {row.high:.3g}"
+            lines.append((row.name, f"{row.value:.3g}", span, f"{row.floor_train:.3g}", held, n, row.better))
         return lines
 
     def table(self) -> Table:
@@ -150,7 +149,7 @@ class Report:
         heading, *lines = self.cells()
         table = Table(box=None)
         for i, name in enumerate(heading):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
+            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
         for line in lines:
             table.add_row(*(cell.replace("[", r"\[") for cell in line))
         return table
@@ -160,6 +159,10 @@ class Report:
         heading, *lines = self.cells()
         rule = ("---", *("---:" for _ in heading[1:]))
         return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *lines))
+
+    def picture(self) -> Image.Image:
+        """Samples beside data, the samples most like copies, and every value beside its floors; see `sheet`."""
+        return sheet(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,11 +272,15 @@ def _parts(x: Tensor, train: Samples, test: Samples | None, labels: Tensor | Non
     x = x.detach().float().cpu()
     order, rows = philox.permutation(seed, len(x), 2)[:n], philox.permutation(seed, len(train))
     a, _ = train.take(rows[:n])
-    b, b_labels = train.take(rows[n : 2 * n])
-    held, held_labels = x[:0], None
+    b, _ = train.take(rows[n : 2 * n])
+    held = x[:0]
+    told = [None if labels is None else labels.cpu()[order], None, None]
+    told[1] = None if train.labels is None else train.labels[rows[n : 2 * n]]
     if test is not None and len(test) >= LEAST:
-        held, held_labels = test.take(philox.permutation(seed, len(test), 1)[:n])
-    return _Parts(x[order], a, b, held, (None if labels is None else labels.cpu()[order], b_labels, held_labels))
+        rows = philox.permutation(seed, len(test), 1)[:n]
+        held, _ = test.take(rows)
+        told[2] = None if test.labels is None else test.labels[rows]
+    return _Parts(x[order], a, b, held, (told[0], told[1], told[2]))
 
 
 def _measured(group: _Group, over: str, vectors: Sequence[Tensor], keys: dict[str, Any]) -> list[Row]:
@@ -283,10 +290,16 @@ def _measured(group: _Group, over: str, vectors: Sequence[Tensor], keys: dict[st
     values, train = measure(x, a), measure(b, a)
     floors = measure(held, a[: len(held)]) if len(held) else [None] * len(values)
     spans = half_sample_interval(lambda i, j: measure(x[i], a[j]), (len(x), len(a)), values, **keys)
+    if group.names == _SHARES:
+        spans = [_share(*span) if name != "density" else span for name, span in zip(group.names, spans, strict=True)]
     return [
         Row(f"{name}[{over}]", value, low, high, other, floor, len(x), len(held), group.better)
         for name, value, (low, high), other, floor in zip(group.names, values, spans, train, floors, strict=True)
     ]
+
+
+def _share(low: float, high: float) -> tuple[float, float]:
+    return max(low, 0.0), min(high, 1.0)
 
 
 def _copy_numbers(ratio: Tensor, held_out_ratio: Tensor) -> tuple[float, float]:
@@ -321,6 +334,7 @@ def _classes(parts: _Parts, classifier: nn.Module, keys: dict[str, Any]) -> list
         return []
     value = float(ours.mean())
     ((low, high),) = half_sample_interval(lambda i: [float(ours[i].mean())], [len(ours)], [value], **keys)
+    low, high = _share(low, high)
     floor = None if held is None else float(held.mean())
     counts = (len(ours), 0 if held is None else len(held))
     return [Row(f"{_AGREEMENT}[classifier]", value, low, high, float(train.mean()), floor, *counts, "high")]
