@@ -135,13 +135,13 @@ class Report:
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table as text, headings first; n is that of the value and, after a stroke, of the held-out floor."""
-        percent = f"{100 * self.facts['level']:g} % interval"
-        lines: list[tuple[str, ...]] = [("metric", "samples", percent, "train", "held out", "n", "better")]
+        heading = ("metric", f"samples ({100 * self.facts['level']:g} %)", "train", "held out", "n", "better")
+        lines: list[tuple[str, ...]] = [heading]
         for row in self.rows:
             held = "-" if row.floor_held_out is None else f"{row.floor_held_out:.3g}"
             n = str(row.n) if row.n == row.n_held_out else f"{row.n}/{row.n_held_out}"
-            span = f"{row.low:.3g} to {row.high:.3g}"
-            lines.append((row.name, f"{row.value:.3g}", span, f"{row.floor_train:.3g}", held, n, row.better))
+            value = f"{row.value:.3g} ± {(row.high - row.low) / 2:.2g}"
+            lines.append((row.name, value, f"{row.floor_train:.3g}", held, n, row.better))
         return lines
 
     def table(self) -> Table:
@@ -149,7 +149,7 @@ class Report:
         heading, *lines = self.cells()
         table = Table(box=None)
         for i, name in enumerate(heading):
-            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
         for line in lines:
             table.add_row(*(cell.replace("[", r"\[") for cell in line))
         return table
@@ -290,16 +290,10 @@ def _measured(group: _Group, over: str, vectors: Sequence[Tensor], keys: dict[st
     values, train = measure(x, a), measure(b, a)
     floors = measure(held, a[: len(held)]) if len(held) else [None] * len(values)
     spans = half_sample_interval(lambda i, j: measure(x[i], a[j]), (len(x), len(a)), values, **keys)
-    if group.names == _SHARES:
-        spans = [_share(*span) if name != "density" else span for name, span in zip(group.names, spans, strict=True)]
     return [
         Row(f"{name}[{over}]", value, low, high, other, floor, len(x), len(held), group.better)
         for name, value, (low, high), other, floor in zip(group.names, values, spans, train, floors, strict=True)
     ]
-
-
-def _share(low: float, high: float) -> tuple[float, float]:
-    return max(low, 0.0), min(high, 1.0)
 
 
 def _copy_numbers(ratio: Tensor, held_out_ratio: Tensor) -> tuple[float, float]:
@@ -334,7 +328,6 @@ def _classes(parts: _Parts, classifier: nn.Module, keys: dict[str, Any]) -> list
         return []
     value = float(ours.mean())
     ((low, high),) = half_sample_interval(lambda i: [float(ours[i].mean())], [len(ours)], [value], **keys)
-    low, high = _share(low, high)
     floor = None if held is None else float(held.mean())
     counts = (len(ours), 0 if held is None else len(held))
     return [Row(f"{_AGREEMENT}[classifier]", value, low, high, float(train.mean()), floor, *counts, "high")]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["sheet"]
 
 MARGIN, LINE, LABEL, BAR = 12, 14, 250, 420
+SHARES = ("precision", "recall", "coverage", "copied", "nearness", "agreement")
 INK, OURS, REAL, HELD = (40, 40, 40), (66, 103, 178), (150, 150, 150), (205, 205, 205)
 
 
@@ -71,7 +72,7 @@ def _stack(images: list[Image.Image]) -> Image.Image:
 
 
 def _bars(rows: tuple[Row, ...]) -> Image.Image:
-    """Each metric on its own scale, from 0 to the largest of its numbers; a negative one has no bar."""
+    """Each metric on its own scale, from 0 to the largest of its numbers, or to 1 where that is the natural end."""
     step = 3 * LINE
     whole = Image.new("RGB", (LABEL + BAR + 90, step * len(rows) + LINE), "white")
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default()
@@ -79,7 +80,8 @@ def _bars(rows: tuple[Row, ...]) -> Image.Image:
         top = step * i
         bars = [(row.value, OURS), (row.floor_train, REAL), (row.floor_held_out, HELD)]
         largest = max([row.high, *(value for value, _ in bars if value is not None)])
-        scale = BAR / largest if largest > 0 else 0.0
+        largest = max(largest, 1.0) if row.name.partition("[")[0] in SHARES else largest
+        scale = BAR / largest if largest > 0 else 0.0  # a negative number has no bar
         better = "lower is better" if row.better == "low" else "higher is better"
         pen.text((0, top), row.name, fill=INK, font=font)
         pen.text((0, top + LINE - 2), better, fill=REAL, font=font)
