@@ -48,6 +48,7 @@ def evaluate(
     from .. import __version__
     from ..files import file_digest, write_text, write_whole
     from ..metrics import evaluate as measure
+    from ..metrics.report import LEAST, select
     from ..registry import build
     from ..train import load, read_header
     from ..train.checkpoint import model_path
@@ -65,12 +66,14 @@ def evaluate(
         raise ConfigError(f"{file}: names no data to compare with; give a run that `fokker train` made")
     source = build("data", recipe["data"])
     train, test = source.load("train"), _held_out(source)
+    wanted = select(None if metrics is None else [name.strip() for name in metrics.split(",")], train)
+    if min(n, len(train) // 2) < LEAST:
+        need = f"must be at least {LEAST}, with {2 * LEAST} training rows or more"
+        raise ConfigError(f"--n: given {n}, and the data has {len(train)} training rows: {need}")
+    n = min(n, len(train) // 2)
     over, classifier = judges(features, train, file.parent / "classifier.safetensors", typer.echo)
     about: dict[str, Any] = {"fokker": __version__, "model": file_digest(file), "data": recipe["data"]}
     if samples is None:
-        n = min(n, len(train) // 2)
-        if n < 1:
-            raise ConfigError(f"--n: given {n}, must be at least 1, of {len(train)} training rows")
         denoiser = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         defaults = Sampling(**recipe["sampling"]) if "sampling" in recipe else None
         keys = {"guidance": guidance, "grid": grid, "steps": steps, "nfe": nfe}
@@ -80,12 +83,9 @@ def evaluate(
     else:
         x, labels = _given(samples)
         about["samples"] = str(samples)
-    wanted = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    judged = {"labels": labels, "features": over, "metrics": None if metrics is None else wanted}
     with _Bar() as advance:
-        report = measure(
-            x, train, test, labels=labels, features=over, metrics=wanted, classifier=classifier, seed=seed,
-            progress=advance,
-        )  # fmt: skip
+        report = measure(x, train, test, classifier=classifier, seed=seed, progress=advance, **judged)
     folder = _free(output if output is not None else file.parent / "evaluation")
     folder.mkdir(parents=True)
     write_text(folder / "evaluation.json", report.to_json(**about))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import noise as philox
 from ..data import Samples
-from ..errors import ConfigError, closest
+from ..errors import ConfigError, MissingExtraError, closest
 from .classifier import agrees
 from .features import Features, identity
 from .frechet import frechet_distance
@@ -30,7 +31,7 @@ from .pairs import cloud
 from .sheets import sheet
 from .transport import sinkhorn_divergence, sliced_w2, wasserstein
 
-__all__ = ["METRICS", "Report", "Row", "evaluate"]
+__all__ = ["LEAST", "METRICS", "Report", "Row", "evaluate", "select"]
 
 LEAST = 24  # rows below which a half-sample has too few neighbours
 Measure = Callable[[Tensor, Tensor], Sequence[float]]
@@ -213,16 +214,17 @@ def evaluate(
         ConfigError: events differ, too few rows, samples that are not finite, or an unknown metric.
         MissingExtraError: sinkhorn without POT.
     """
-    names = tuple(metrics) if metrics is not None else _FOR_IMAGES if train.is_image else _FOR_VECTORS
-    for name in names:
-        if name not in METRICS:
-            raise ConfigError(f"metrics: given {name!r}: {closest(name, METRICS)}")
+    names = select(metrics, train)
     own = "pixels" if train.is_image else "identity"
     features = [identity(own)] if features is None else features
     parts = _parts(samples, train, test, labels, seed)
     groups = [(over, group) for over in features for group in _GROUPS if set(group.names) & set(names)]
     wants_copies = bool(set(_COPIES) & set(names)) and len(parts.held) >= LEAST
     wants_classes = _AGREEMENT in names and classifier is not None and parts.labels[0] is not None
+    for name, possible in {_AGREEMENT: wants_classes, **dict.fromkeys(_COPIES, wants_copies)}.items():
+        if metrics is not None and name in names and not possible:
+            what = "a classifier and the labels asked for" if name == _AGREEMENT else f"{LEAST} held-out rows or more"
+            raise ConfigError(f"metrics: given {name!r}, which needs {what}")
     total = len(groups) + len(features) + wants_copies + wants_classes
     done = 0
 
@@ -255,6 +257,19 @@ def evaluate(
     facts |= {"event": list(train.shape), "features": [over.name for over in features], **keys}
     kept = tuple(row for row in rows if row.name.partition("[")[0] in names)
     return Report(kept, facts, parts.x[:2000], parts.a[:2000], _nearest(parts, train, found))
+
+
+def select(metrics: Sequence[str] | None, train: Samples) -> tuple[str, ...]:
+    """The metrics that are asked for, by default those for this kind of data. Raises what `evaluate` does for them."""
+    if metrics is None:
+        return _FOR_IMAGES if train.is_image else _FOR_VECTORS
+    for name in metrics:
+        if name not in METRICS:
+            hint = "an FID is 'frechet' over Inception-v3; " if name.lower() == "fid" else ""
+            raise ConfigError(f"metrics: given {name!r}: {hint}{closest(name, METRICS)}")
+    if "sinkhorn" in metrics and find_spec("ot") is None:
+        raise MissingExtraError("POT", "ot")
+    return tuple(metrics)
 
 
 def _parts(x: Tensor, train: Samples, test: Samples | None, labels: Tensor | None, seed: int) -> _Parts:
