@@ -55,9 +55,10 @@ def half_sample_interval(
             f"half_sample_interval: given halves={halves}, level={level} and {min(rows)} rows, "
             "must be at least 2, in (0, 1) and at least 4"
         )
-    found = torch.empty(halves, len(values), dtype=torch.float64)
-    for i in range(halves):
-        parts = [philox.permutation(seed, n, i * len(rows) + j)[: n // 2] for j, n in enumerate(rows)]
-        found[i] = torch.tensor(list(statistic(*parts)), dtype=torch.float64)
+    number, found = torch.arange(halves), torch.empty(halves, len(values), dtype=torch.float64)
+    keys = (philox.uniform(seed, number, (n,), draw=j, domain="order") for j, n in enumerate(rows, 1))
+    parts = [key.argsort(dim=1)[:, : key.shape[1] // 2] for key in keys]
+    for i, half in enumerate(zip(*parts, strict=True)):
+        found[i] = torch.tensor(list(statistic(*half)), dtype=torch.float64)
     reach: Tensor = NormalDist().inv_cdf((1 + level) / 2) * found.std(0)
     return [(value - r, value + r) for value, r in zip(values, reach.tolist(), strict=True)]
