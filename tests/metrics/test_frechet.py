@@ -40,6 +40,7 @@ def test_singular_covariances() -> None:
     cross = torch.linalg.svdvals(a @ b.T).sum() / math.sqrt(6 * 8)
     exact = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() / 6 + b.square().sum() / 8 - 2 * cross
     assert torch.allclose(frechet_distance(x, y), exact, rtol=1e-9)
+    assert torch.allclose(frechet_gaussians(x.mean(0), a.T @ a / 6, y.mean(0), b.T @ b / 8), exact, rtol=1e-9)
     assert abs(float(frechet_distance(x, x))) < 1e-9
 
 
