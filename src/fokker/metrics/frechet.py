@@ -62,7 +62,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
     """
     a, b = clouds(x, y, "frechet_distance", 2)
     mean_x, mean_y = a.mean(0), b.mean(0)
-    # A = X' X and B = Y' Y of the scaled clouds, and tr (A^(1/2) B A^(1/2))^(1/2) is the sum of singular values of X Y'.
+    # With A = X' X and B = Y' Y, tr (A^(1/2) B A^(1/2))^(1/2) is the sum of the singular values of X Y'.
     x, y = (a - mean_x) / (len(a) - 1) ** 0.5, (b - mean_y) / (len(b) - 1) ** 0.5
     if max(len(a), len(b)) > a.shape[1]:
         return frechet_gaussians(mean_x, x.T @ x, mean_y, y.T @ y)

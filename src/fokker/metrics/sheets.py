@@ -34,7 +34,8 @@ def sheet(report: Report) -> Image.Image:
     if report.nearest is not None and report.nearest.ndim == 5:
         rows: Tensor = report.nearest.flatten(0, 1)
         made = _titled(
-            "nearest to training: sample | nearest training | nearest held-out", picture(rows, report.nearest.shape[1])
+            "samples nearest to training; their training rows; their held-out rows",
+            picture(rows, report.nearest.shape[1]),
         )
         tops += [made] if made is not None else []
     return _stack([*tops, _bars(report.rows)])
