@@ -83,5 +83,9 @@ def test_efficientnet_block10_grows_with_noise_and_takes_grey() -> None:
     noise_ = noise.normal(0, torch.arange(40), (3, 32, 32))
     distances = [float(frechet_distance(over((other + s / 127.5 * noise_).clamp(-1, 1)), real)) for s in (0, 16, 48)]
     assert distances == sorted(distances) and distances[-1] > 1.5 * distances[0]
+    seen: list[Tensor] = []
+    hook = over.module.net._blocks[10].register_forward_hook(lambda module, given, got: seen.append(got))
+    assert torch.allclose(over(x), seen[0].mean((2, 3)), rtol=1e-6) and seen[0].shape == (40, 112, 4, 4)  # of 64 x 64
+    hook.remove()
     grey = x.mean(1, keepdim=True)
     assert torch.allclose(over(grey), over(grey.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 """Reports: what is compared with what, the floors, and the verdict on samples that are known."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,8 @@ from fokker.metrics import (
     kid,
     median_bandwidth,
     mmd2,
+    report,
+    sinkhorn_divergence,
     sliced_w2,
     support,
     train_classifier,
@@ -61,6 +63,8 @@ def test_each_number_is_its_metric_of_the_right_clouds(fresh: Report) -> None:
         "sliced": lambda p, q: sliced_w2(p.double(), q.double(), seed=4),
         "energy": energy_distance,
         "mmd": lambda p, q: mmd2(p, q, kernel),
+        "precision": lambda p, q: support(p, q).precision,
+        "density": lambda p, q: support(p, q).density,
         "recall": lambda p, q: support(p, q).recall,
         "coverage": lambda p, q: support(p, q).coverage,
     }
@@ -70,7 +74,7 @@ def test_each_number_is_its_metric_of_the_right_clouds(fresh: Report) -> None:
         expected = (float(measure(x, a)), float(measure(b, a)), float(measure(held, a[: len(held)])))
         assert got == pytest.approx(expected, rel=1e-9, abs=1e-12), name
         assert row.low <= row.value <= row.high and (row.n, row.n_held_out) == (150, 120)
-        assert row.better == ("high" if name in ("recall", "coverage") else "low")
+        assert row.better == ("high" if name in ("precision", "recall", "density", "coverage") else "low")
     names = [row.name.partition("[")[0] for row in fresh.rows]
     assert names == [
         "w2",
@@ -134,27 +138,28 @@ def test_images_are_compared_over_named_features() -> None:
     asked = torch.where(torch.arange(90) < 30, 1 - labels, labels)
     over = [Features("bars/means", Means()), Features("inception-v3", Means())]
     keys = {"features": over, "classifier": classifier, "halves": 4}
-    report = evaluate(x, train, test, labels=asked, **keys)
-    names = [row.name for row in report.rows]
+    judged = evaluate(x, train, test, labels=asked, **keys)
+    names = [row.name for row in judged.rows]
     assert names[:3] == ["frechet[bars/means]", "kid[bars/means]", "precision[bars/means]"]
     assert "frechet[inception-v3]" in names and names[-3:] == [
         "copied[pixels]",
         "nearness[pixels]",
         "agreement[classifier]",
     ]
-    assert "fid" not in report.to_json().lower()
+    assert "fid" not in judged.to_json().lower()
     a, _ = train.take(noise.permutation(0, 200)[:90])
-    row = report["frechet[bars/means]"]
+    row = judged["frechet[bars/means]"]
     order = noise.permutation(0, 90, 2)
     assert row.value == pytest.approx(float(frechet_distance(Means()(x[order]), Means()(a))), rel=1e-6)
-    assert report["kid[bars/means]"].value == pytest.approx(float(kid(Means()(x), Means()(a), subsets=1)), rel=1e-5)
-    agreement = report["agreement[classifier]"]
+    assert judged["kid[bars/means]"].value == pytest.approx(float(kid(Means()(x), Means()(a), subsets=1)), rel=1e-5)
+    agreement = judged["agreement[classifier]"]
     assert agreement.value == pytest.approx(class_agreement(classifier, x, asked))
     assert agreement.value < 0.7 < 0.9 < min(agreement.floor_train, agreement.floor_held_out or 0.0)
     assert (agreement.n, agreement.n_held_out) == (90, 80)
-    unasked = evaluate(x, train, test, metrics=None, **keys)
-    assert "agreement[classifier]" not in [row.name for row in unasked.rows]
-    picture = report.picture()
+    unasked = evaluate(x, train, test, classifier=classifier, halves=4)
+    names = [row.name for row in unasked.rows]
+    assert "agreement[classifier]" not in names and names[0] == "frechet[pixels]"
+    picture = judged.picture()
     assert picture.size[1] > len(names) * 36 and len(picture.getcolors(1 << 20)) > 20
 
 
@@ -172,20 +177,39 @@ def test_the_classifier_is_kept_for_its_data_alone(tmp_path: Path) -> None:
 
 def test_without_held_out_rows(fresh: Report) -> None:
     for test in (None, Samples(points(20, 2))):
-        report = evaluate(points(150, 3), TRAIN, test, halves=6, seed=4)
-        assert [row.name for row in report.rows] == [row.name for row in fresh.rows[:8]]
-        assert all(row.floor_held_out is None and row.n_held_out == 0 for row in report.rows)
-        assert report["w2[identity]"].value == fresh["w2[identity]"].value
-        assert "| - | 150/0 |" in report.markdown() and report.nearest is None
+        found = evaluate(points(150, 3), TRAIN, test, halves=6, seed=4)
+        assert [row.name for row in found.rows] == [row.name for row in fresh.rows[:8]]
+        assert all(row.floor_held_out is None and row.n_held_out == 0 for row in found.rows)
+        assert found["w2[identity]"].value == fresh["w2[identity]"].value
+        assert "| - | 150/0 |" in found.markdown() and found.nearest is None
         with pytest.raises(ConfigError, match="'copied', which needs 24 held-out rows"):
             evaluate(points(150, 3), TRAIN, test, metrics=["copied"])
 
 
 def test_n_is_at_most_half_of_the_training_rows() -> None:
     told: list[tuple[str, int, int]] = []
-    report = evaluate(points(900, 3), TRAIN, TEST, metrics=["energy"], halves=2, progress=lambda *a: told.append(a))
-    assert report["energy[identity]"].n == 200 and report.facts["n"] == 200
+    found = evaluate(points(900, 3), TRAIN, TEST, metrics=["energy"], halves=2, progress=lambda *a: told.append(a))
+    assert found["energy[identity]"].n == 200 and found.facts["n"] == 200
     assert [a[1:] for a in told] == [(0, 2), (1, 2), (2, 2)] and told[-1][0] == "done"
+
+
+def test_costly_metrics_use_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    energy = next(group for group in report._GROUPS if group.names == ("energy",))
+    monkeypatch.setattr(report, "_GROUPS", (replace(energy, most=50),))
+    found = evaluate(points(150, 3), TRAIN, TEST, metrics=["energy"], halves=2, seed=4)
+    x, a, _, held = clouds(150, 4)
+    row = found.rows[0]
+    assert (row.n, row.n_held_out, found.facts["n"]) == (50, 50, 150)
+    assert row.value == pytest.approx(float(energy_distance(x[:50], a[:50])), rel=1e-9)
+    assert row.floor_held_out == pytest.approx(float(energy_distance(held[:50], a[:50])), rel=1e-9)
+
+
+def test_sinkhorn_is_in_units_of_the_data() -> None:
+    pytest.importorskip("ot")
+    found = evaluate(points(150, 3), TRAIN, None, metrics=["sinkhorn"], halves=2, seed=4)
+    x, a, _, _ = clouds(150, 4)
+    expected = sinkhorn_divergence(x, a, epsilon=0.05 * median_bandwidth(a) ** 2)
+    assert found["sinkhorn[identity]"].value == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_json_table_and_markdown_say_the_same(fresh: Report) -> None:

@@ -71,7 +71,8 @@ def evaluate(
         need = f"must be at least {LEAST}, with {2 * LEAST} training rows or more"
         raise ConfigError(f"--n: given {n}, and the data has {len(train)} training rows: {need}")
     n = min(n, len(train) // 2)
-    over, classifier = judges(features, train, file.parent / "classifier.safetensors", typer.echo)
+    keep = file.parent / "classifier.safetensors"
+    over, classifier = judges(features, train, keep, typer.echo, agreement="agreement" in wanted)
     about: dict[str, Any] = {"fokker": __version__, "model": file_digest(file), "data": recipe["data"]}
     if samples is None:
         denoiser = load(run).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,9 +22,9 @@ SMALLEST = 8  # pixels a side that the classifier needs
 
 
 def judges(
-    given: str | None, train: Samples, keep: Path, say: Callable[[str], None]
+    given: str | None, train: Samples, keep: Path, say: Callable[[str], None], *, agreement: bool = True
 ) -> tuple[list[Features], nn.Module | None]:
-    """The features of a comma-separated list of names, and the classifier if the data has labelled images.
+    """The features of a comma-separated list of names, and the classifier if one was needed.
 
     Default: "classifier" for labelled images, else "efficientnet-lite0/block10" for images where it is installed, else
     the samples' own numbers.
@@ -34,6 +34,7 @@ def judges(
         train: the data.
         keep: the file that keeps the classifier.
         say: told what takes long.
+        agreement: whether a classifier of labelled images is wanted in any case, for the agreement of classes.
 
     Raises:
         ConfigError: an unknown name, or one that does not fit the data.
@@ -58,7 +59,7 @@ def judges(
         if name.startswith("efficientnet")
     }
     classifier = None
-    if labelled:
+    if "classifier" in names or (labelled and agreement):
         if not keep.exists():
             say("training a classifier on the real images ...")
         classifier = kept_classifier(train, keep)

@@ -108,8 +108,7 @@ def memorisation(x: Tensor, train: Samples | Tensor, held_out: Tensor) -> Memori
     if not tuple(x.shape[1:]) == event == tuple(held_out.shape[1:]) or len(held_out) < 2:
         given = f"{tuple(x.shape[1:])}, {event} and {tuple(held_out.shape[1:])}"
         raise ConfigError(f"memorisation: given events {given}, must be equal, with two or more held-out rows")
-    points = cloud(x, "memorisation")
-    real = cloud(held_out, "memorisation")
+    points, real = (cloud(part.cpu(), "memorisation") for part in (x, held_out))
     to_train, train_index = _nearest_row(points, train)
     to_held, held_index = (part[:, 0] for part in nearest(points, real))
     ratio = _ratio(to_train, to_held)
@@ -124,7 +123,7 @@ def _nearest_row(x: Tensor, data: Samples | Tensor, chunk: int = 8192) -> tuple[
     best = torch.full((len(x),), torch.inf, dtype=torch.float64)
     index = torch.zeros(len(x), dtype=torch.int64)
     for rows in torch.split(torch.arange(len(data)), chunk):
-        y = data[rows] if isinstance(data, Tensor) else data.take(rows)[0]
+        y = data[rows].cpu() if isinstance(data, Tensor) else data.take(rows)[0]
         distance, place = (part[:, 0] for part in nearest(x, y.flatten(1)))
         index = torch.where(distance < best, rows[place], index)
         best = torch.minimum(distance, best)
