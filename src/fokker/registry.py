@@ -82,7 +82,11 @@ KINDS: dict[str, dict[str, str]] = {
         "fashion": "fokker.data:Fashion",
         "folder": "fokker.data:Folder",
         "arrays": "fokker.data:Arrays",
+        "table": "fokker.data:Table",
+        "diabetes": "fokker.data:Diabetes",
     },
+    "codec": {"table": "fokker.data:TableCodec"},
+    "column": {"number": "fokker.data:Number", "category": "fokker.data:Category"},
 }
 
 # What the field calls by a name that is a kind of another family, or of ours under another name.

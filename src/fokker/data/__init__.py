@@ -1,24 +1,33 @@
 """Data sources: components that load a training or a test split into memory as `Samples`."""
 
 from .arrays import Arrays
+from .codec import Codec
+from .columns import Category, Number, TableCodec
 from .folders import Folder
 from .images import Fashion
 from .pictures import picture, scatter_image
 from .samples import Data, Samples, grid_image, to_uint8
+from .tables import Diabetes, Table
 from .toy import Checkerboard, EightGaussians, Moons, Pinwheel, Spirals, SwissRoll
 
 __all__ = [
     "Arrays",
+    "Category",
     "Checkerboard",
+    "Codec",
     "Data",
+    "Diabetes",
     "EightGaussians",
     "Fashion",
     "Folder",
     "Moons",
+    "Number",
     "Pinwheel",
     "Samples",
     "Spirals",
     "SwissRoll",
+    "Table",
+    "TableCodec",
     "grid_image",
     "picture",
     "scatter_image",

@@ -23,6 +23,14 @@ __all__ = ["Arrays"]
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 
 
+def held_out(n: int, holdout: float) -> NDArray[np.bool_]:
+    """Which of n rows are the test split: row i if the fractional part of (i + 1) / golden ratio is below `holdout`."""
+    with np.errstate(over="ignore"):
+        fractions = np.arange(1, n + 1, dtype=np.uint64) * GOLDEN
+    mask: NDArray[np.bool_] = fractions < holdout * 2.0**64
+    return mask
+
+
 @component
 class Arrays(Data):
     """The samples of a NumPy file: numbers (N, *event) as float32, or pictures as bytes.
@@ -52,9 +60,7 @@ class Arrays(Data):
         check_split(split)
         array, given = self._read()
         values, labels = self._values(array), None if given is None else self._labels(given, len(array))
-        with np.errstate(over="ignore"):
-            held_out = np.arange(1, len(array) + 1, dtype=np.uint64) * GOLDEN < self.holdout * 2.0**64
-        rows = torch.from_numpy(np.flatnonzero(held_out == (split == "test")))
+        rows = torch.from_numpy(np.flatnonzero(held_out(len(array), self.holdout) == (split == "test")))
         if not len(rows):
             raise ConfigError(
                 f"Arrays {self.path}: none of its {len(array)} rows is in the {split} split with "

@@ -10,18 +10,22 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ConfigError
+from .codec import Codec
 
 __all__ = ["Data", "Samples", "grid_image", "to_uint8"]
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N samples, their labels and the labels' names.
+    """N samples, their labels and the labels' names, or their conditions.
 
     Args:
         values: (N, *event); uint8 (N, C, H, W) for images, float32 for everything else.
         labels: (N,) int64, or None.
         classes: the name of every label; empty where there are none.
+        codec: the way back from a model's samples to what the data was, where it is not the identity.
+        cond: what a sample is conditioned on in place of a label: float32 (N, d) vectors, float32 (N, L, d) sequences
+            of vectors, or int64 (N, L) sequences of tokens.
 
     Raises:
         ConfigError: dtypes or lengths do not fit together.
@@ -30,6 +34,8 @@ class Samples:
     values: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    codec: Codec | None = None
+    cond: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.values.shape)
@@ -40,6 +46,16 @@ class Samples:
         if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != shape[:1]):
             given = f"{self.labels.dtype} {tuple(self.labels.shape)}"
             raise ConfigError(f"Samples.labels: given {given}, must be int64 of shape {shape[:1]}")
+        if self.cond is not None:
+            given = f"{self.cond.dtype} {tuple(self.cond.shape)}"
+            allowed = {torch.float32: (2, 3), torch.int64: (2,)}.get(self.cond.dtype, ())
+            if self.cond.ndim not in allowed or len(self.cond) != shape[0]:
+                raise ConfigError(
+                    f"Samples.cond: given {given} for {shape[0]} samples, must be float32 (N, d) or (N, L, d), "
+                    "or int64 (N, L)"
+                )
+            if self.labels is not None:
+                raise ConfigError(f"Samples: given labels and cond ({given}): a model is told one or the other")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,11 +77,12 @@ class Samples:
             indices: (B,) int64.
 
         Returns:
-            x (B, *event) float32, and labels (B,) or None.
+            x (B, *event) float32, and labels (B,), conditions (B, ...) or None.
         """
         x = self.values[indices]
         x = x.to(torch.float32) / 127.5 - 1 if self.is_image else x
-        return x, None if self.labels is None else self.labels[indices]
+        told = self.cond if self.labels is None else self.labels
+        return x, None if told is None else told[indices]
 
 
 class Data:
