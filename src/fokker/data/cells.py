@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import ConfigError, FileError, MissingExtraError, closest
 
-__all__ = ["Cells", "is_number", "read_cells", "table_suffix"]
+__all__ = ["Cells", "is_number", "read_cells", "read_numbers", "table_suffix"]
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -88,6 +91,22 @@ def read_cells(source: str, path: str, missing: tuple[str, ...] = ("",), header:
     if not cells.columns or not len(cells):
         raise FileError(f"{source}: has {'a header but no rows' if cells.columns else 'no columns'}")
     return cells
+
+
+def read_numbers(source: str, path: str, header: bool | None = True) -> dict[str, NDArray[np.float64]]:
+    """The columns of a table that is all numbers, by name; arguments as in `read_cells`.
+
+    Raises:
+        ConfigError: a cell is missing or no number; column and line are named.
+    """
+    cells = read_cells(source, path, header=header)
+    for name, column in cells.columns.items():
+        for row, text in enumerate(column):
+            if text is None or not is_number(text):
+                raise ConfigError(
+                    f"{cells.where(row, name)}: {'a missing cell' if text is None else repr(text) + ' is no number'}"
+                )
+    return {name: np.array(column, dtype=np.float64) for name, column in cells.columns.items()}
 
 
 def _text(source: str, file: Path, suffix: str, header: bool | None) -> Cells:
