@@ -84,8 +84,10 @@ KINDS: dict[str, dict[str, str]] = {
         "arrays": "fokker.data:Arrays",
         "table": "fokker.data:Table",
         "diabetes": "fokker.data:Diabetes",
+        "signals": "fokker.data:Signals",
+        "heartbeats": "fokker.data:Heartbeats",
     },
-    "codec": {"table": "fokker.data:TableCodec"},
+    "codec": {"table": "fokker.data:TableCodec", "signal": "fokker.data:SignalCodec"},
     "column": {"number": "fokker.data:Number", "category": "fokker.data:Category"},
 }
 

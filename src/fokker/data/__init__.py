@@ -7,6 +7,7 @@ from .folders import Folder
 from .images import Fashion
 from .pictures import picture, scatter_image
 from .samples import Data, Samples, grid_image, to_uint8
+from .signals import Heartbeats, SignalCodec, Signals
 from .tables import Diabetes, Table
 from .toy import Checkerboard, EightGaussians, Moons, Pinwheel, Spirals, SwissRoll
 
@@ -20,10 +21,13 @@ __all__ = [
     "EightGaussians",
     "Fashion",
     "Folder",
+    "Heartbeats",
     "Moons",
     "Number",
     "Pinwheel",
     "Samples",
+    "SignalCodec",
+    "Signals",
     "Spirals",
     "SwissRoll",
     "Table",

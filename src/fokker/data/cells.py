@@ -93,20 +93,26 @@ def read_cells(source: str, path: str, missing: tuple[str, ...] = ("",), header:
     return cells
 
 
-def read_numbers(source: str, path: str, header: bool | None = True) -> dict[str, NDArray[np.float64]]:
-    """The columns of a table that is all numbers, by name; arguments as in `read_cells`.
+def read_numbers(
+    source: str, path: str, header: bool | None = True, only: tuple[str, ...] = ()
+) -> dict[str, NDArray[np.float64]]:
+    """Columns of numbers, by name; arguments as in `read_cells`.
+
+    Args:
+        only: the columns wanted, in order; () for all.
 
     Raises:
-        ConfigError: a cell is missing or no number; column and line are named.
+        ConfigError: there is no such column, or a cell is missing or no number; column and line are named.
     """
     cells = read_cells(source, path, header=header)
-    for name, column in cells.columns.items():
+    columns = {name: cells.column(name, "columns") for name in only or cells.columns}
+    for name, column in columns.items():
         for row, text in enumerate(column):
             if text is None or not is_number(text):
                 raise ConfigError(
                     f"{cells.where(row, name)}: {'a missing cell' if text is None else repr(text) + ' is no number'}"
                 )
-    return {name: np.array(column, dtype=np.float64) for name, column in cells.columns.items()}
+    return {name: np.array(column, dtype=np.float64) for name, column in columns.items()}
 
 
 def _text(source: str, file: Path, suffix: str, header: bool | None) -> Cells:
