@@ -3,9 +3,10 @@
 from .arrays import Arrays
 from .codec import Codec
 from .columns import Category, Number, TableCodec
+from .export import check_export, write_samples
 from .folders import Folder
 from .images import Fashion
-from .pictures import picture, scatter_image
+from .pictures import pairs_image, picture, scatter_image, signals_image
 from .samples import Data, Samples, grid_image, to_uint8
 from .signals import Heartbeats, SignalCodec, Signals
 from .tables import Diabetes, Table
@@ -32,8 +33,12 @@ __all__ = [
     "SwissRoll",
     "Table",
     "TableCodec",
+    "check_export",
     "grid_image",
+    "pairs_image",
     "picture",
     "scatter_image",
+    "signals_image",
     "to_uint8",
+    "write_samples",
 ]

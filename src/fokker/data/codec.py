@@ -1,4 +1,4 @@
-"""Codecs: the way from a model's samples back to what the data was."""
+"""Codecs: the way back from a model's samples to what the data was."""
 
 from __future__ import annotations
 

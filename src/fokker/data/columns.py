@@ -20,7 +20,7 @@ from ..registry import resolves
 from .cells import is_number
 from .codec import Codec
 
-__all__ = ["Category", "Column", "Number", "TableCodec"]
+__all__ = ["Category", "Column", "Number", "RowCodec", "TableCodec"]
 
 KNOTS = 1000
 MOST_DECIMALS = 6
@@ -132,8 +132,10 @@ class Number(Column):
         return mapped
 
     def value(self, code: float) -> object:
-        """An int if the column holds integers, else a float."""
-        return int(code) if self.decimals == 0 and math.isfinite(code) else float(code)
+        """An int if the column holds integers, else a float; None if it is not finite."""
+        if not math.isfinite(code):
+            return None
+        return int(code) if self.decimals == 0 else float(code)
 
 
 def _decimals(texts: Sequence[str]) -> int | None:
@@ -196,20 +198,37 @@ class Category(Column):
         return hot[:, 1:] if len(self.levels) == 2 else hot
 
     def decode(self, x: Floats, clip: bool = False) -> Floats:
-        """(N, width) -> (N,) indices of levels."""
+        """(N, width) -> (N,) indices of levels; NaN where x is not finite."""
         index = x[:, 0] > 0 if len(self.levels) == 2 else x.argmax(axis=1)
-        return index.astype(np.float64)
+        return np.where(np.isfinite(x).all(axis=1), index, np.nan)
 
     def value(self, code: float) -> object:
-        """The level: a bool, an int where all levels are integers, or the text."""
+        """The level: a bool, an int where all levels are integers, or the text; None for NaN."""
+        if math.isnan(code):
+            return None
         level = self.levels[int(code)]
         if self.boolean:
             return bool(code)
         return int(level) if all(re.fullmatch(r"[+-]?\d+", text) and is_number(text) for text in self.levels) else level
 
 
+class RowCodec(Codec):
+    """A codec whose samples are rows of a table."""
+
+    label: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names."""
+        raise NotImplementedError
+
+    def rows(self, x: Tensor) -> list[dict[str, object]]:
+        """Samples -> rows, name to int, float, bool, text, or None."""
+        raise NotImplementedError
+
+
 @component
-class TableCodec(Codec):
+class TableCodec(RowCodec):
     """Rows of a table from samples (N, D): columns side by side, D the sum of their widths.
 
     Args:
@@ -255,7 +274,7 @@ class TableCodec(Codec):
         return torch.from_numpy(np.stack(done, axis=1))
 
     def rows(self, x: Tensor) -> list[dict[str, object]]:
-        """Samples (N, D) -> N rows, name to int, float, bool or text."""
+        """Samples (N, D) -> N rows, name to int, float, bool, text, or None."""
         return [
             {column.name: column.value(code) for column, code in zip(self.columns, row, strict=True)}
             for row in self.decode(x).tolist()
