@@ -93,7 +93,8 @@ class Number(Column):
         low, high = float(v.min()), float(v.max())
         if low == high:
             raise ConfigError(f"column {name!r} is constant ({texts[0]}): leave it out with drop=[{name!r}]")
-        mean, std = float(v.mean()), float(v.std())
+        with np.errstate(over="ignore"):
+            mean, std = float(v.mean()), float(v.std())
         if not (math.isfinite(std) and std > 0):
             raise ConfigError(f"column {name!r}: {low:g} to {high:g} is too wide or too narrow for float64: rescale it")
         heavy = quantile == "heavy" and float((((v - mean) / std) ** 4).mean()) - 3 > 6
