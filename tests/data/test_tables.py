@@ -73,7 +73,7 @@ def test_what_was_encoded_comes_back(tmp_path: Path, quantile: str) -> None:
     assert len(seen) == 60
     spread = max(row[5] for row in ROWS)
     for row in seen:
-        nearest = min(expected, key=lambda key: abs(key[0] - row["age"]) * spread + abs(key[1] - row["wage"]))  # type: ignore
+        nearest = min(expected, key=lambda key: abs(key[0] - row["age"]) * spread + abs(key[1] - row["wage"]))
         age, height, city, smoker, kids, wage = expected.pop(nearest)
         assert row == row | {"age": age, "height": float(height), "city": city, "smoker": smoker, "kids": kids}
         assert type(row["age"]) is int and type(row["kids"]) is int and type(row["height"]) is float
@@ -188,7 +188,7 @@ def test_missing_cells(tmp_path: Path) -> None:
     assert [tuple(row.values()) for row in dropped.codec.rows(dropped.values)] == expected  # type: ignore[union-attr]
     filled = table(tmp_path, GAPS, holdout=0, missing="mean").load()
     rows = filled.codec.rows(filled.values)  # type: ignore[union-attr]
-    assert [row["a"] for row in rows] == [1, 4, 3, 6, 10, 2] and "".join(row["b"] for row in rows) == "xyxxxy"  # type: ignore
+    assert [row["a"] for row in rows] == [1, 4, 3, 6, 10, 2] and "".join(row["b"] for row in rows) == "xyxxxy"
     assert [row["c"] for row in rows] == [2.5, 3.5, 3.2, 5.5, 1.5, 3.0]  # the mean is 3.2, of a 4.4
     named = table(tmp_path, GAPS.replace("NA", "-9"), holdout=0, missing="mean", na=("", "-9")).load()
     assert torch.equal(named.values, filled.values)
@@ -283,7 +283,7 @@ def test_diabetes() -> None:
     rows = [*train.codec.rows(train.values), *train.codec.rows(test.values)]
     assert rows[0] | {"s5": 4.8598} == dict(
         zip(names, [59, 2, 32.1, 101.0, 157, 93.2, 38.0, 4.0, 4.8598, 87, 151], strict=True)
-    )  # noqa: E501
+    )
     # Efron et al. 2004 publish the first patient; 152 is the mean progress that scikit-learn's manual gives.
-    assert round(np.mean([row["target"] for row in rows])) == 152 and sum(row["sex"] == 2 for row in rows) == 207  # type: ignore
+    assert round(np.mean([row["target"] for row in rows])) == 152 and sum(row["sex"] == 2 for row in rows) == 207
     assert torch.allclose(train.values[:, [0, *range(2, 11)]].mean(0), torch.zeros(10), atol=1e-6)

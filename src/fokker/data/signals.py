@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,7 @@ from .samples import Data, Samples, check_split
 __all__ = ["Heartbeats", "SignalCodec", "Signals", "windows"]
 
 BLOCKS = 10
-HEARTBEATS = "e9de41ae1e901993c04f00e92f10da178c0aff8241346cc165673eaf149937cd"
+HEARTBEATS = "54285832b956a65a84d4b791992edb8ff68a917f2353a9c4b9b7fc968d7c2af8"
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -177,7 +178,7 @@ def _read_wav(source: str, path: str) -> NDArray[Any]:
             _, array = wavfile.read(Path(path).expanduser())
     except FileNotFoundError:
         raise FileError(f"{source}: does not exist") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, struct.error) as error:
         raise FileError(f"{source}: cannot be read as .wav, is it damaged? ({error})") from None
     if array.dtype == np.uint8:
         return np.asarray((array.astype(np.float32) - 128) / 128)
