@@ -129,7 +129,7 @@ def test_sound(tmp_path: Path, dtype: str, scale: float, zero: int) -> None:
         (SERIES.T, {"window": 20}, r"given shape \(2, 1000\), with window it must be \(T,\), \(T, C\)"),
         (np.stack([SERIES[:, 0], np.ones(1000)], 1), {"window": 20}, "channel 1 is constant"),
         (np.array([["a", "b"]]), {}, "must be numbers"),
-        (np.where(SERIES == SERIES[7, 1], np.nan, SERIES), {"window": 20}, r"the number at \(7, 1\) is nan"),
+        (np.where(SERIES[7, 1] == SERIES, np.nan, SERIES), {"window": 20}, r"the number at \(7, 1\) is nan"),
         (SERIES, {"label_key": "y"}, "needs an .npz of whole signals"),
         (SERIES, {"holdout": 0.0, "window": 20, "split": "test"}, "no test signal"),
     ],
