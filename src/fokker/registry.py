@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, str]] = {
         "custom": "fokker.process:Custom",
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
-    "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet"},
+    "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet", "dit": "fokker.nets:DiT"},
     "exact": {
         "gaussian": "fokker.exact:Gaussian",
         "mixture": "fokker.exact:GaussianMixture",
@@ -151,7 +151,10 @@ def build(family: str, given: Any, tensors: Mapping[str, Tensor] | None = None) 
     if not isinstance(kind, str):
         raise ConfigError(f"{family}: given {given!r} without a kind: {closest('', KINDS[family])}")
     cls = lookup(family, kind)
-    return cls(**{name: _read(value, tensors) for name, value in values.items()})
+    fields = {name: _read(value, tensors) for name, value in values.items()}
+    if "preset" in fields and hasattr(cls, "preset"):  # a shorthand: what is made knows and stores the fields alone
+        return cls.preset(str(fields.pop("preset")), **fields)
+    return cls(**fields)
 
 
 def _read(value: Any, tensors: Mapping[str, Tensor] | None) -> Any:

@@ -4,8 +4,11 @@ All are called as `net(x, time, cond=None)`: x (B, *event), time (B,) or 0-dim a
 what it is: t, log-SNR/4, ...), cond what the net was built for. The output is exactly 0 before training.
 """
 
-from .features import Condition, Embedding, TimeFeatures
+from .attention import attend
+from .count import Count, count
+from .dit import DiT
+from .features import Condition, Context, Embedding, TimeFeatures
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "Condition", "Embedding", "TimeFeatures", "UNet"]
+__all__ = ["MLP", "Condition", "Context", "Count", "DiT", "Embedding", "TimeFeatures", "UNet", "attend", "count"]

@@ -1,4 +1,7 @@
-"""What a network is told besides x: the time, as sinusoids, and the condition, as an embedding with a null class."""
+"""What a network is told besides x: the time, as sinusoids, and the condition, with a learned null.
+
+A condition is a label or a vector, which modulates every block, or a sequence, which cross-attention reads.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..process import readable
 
-__all__ = ["Condition", "Embedding", "TimeFeatures", "at_least", "zeroed"]
+__all__ = ["Condition", "Context", "Embedding", "TimeFeatures", "at_least", "zeroed"]
 
-M = TypeVar("M", nn.Linear, nn.Conv2d)
+M = TypeVar("M", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
 def at_least(minimum: int, owner: str, **values: object) -> None:
@@ -79,11 +82,7 @@ class Condition(nn.Module):
 
     def __init__(self, dim: int, classes: int = 0, cond_dim: int = 0) -> None:
         super().__init__()
-        at_least(0, "net", classes=classes, cond_dim=cond_dim)
-        if classes and cond_dim:
-            raise ConfigError(
-                f"given classes={classes} and cond_dim={cond_dim}: a net takes labels or vectors, not both"
-            )
+        _one_kind(classes=classes, cond_dim=cond_dim)
         self.dim, self.classes, self.cond_dim = dim, classes, cond_dim
         if classes:
             self.table = nn.Embedding(classes + 1, dim)  # the last row is the null class
@@ -105,8 +104,7 @@ class Condition(nn.Module):
                 raise ConfigError(
                     f"cond: given {cond.dtype} of shape {tuple(cond.shape)}, must be int64 labels of shape ({batch},)"
                 )
-            if readable(cond) and bool((cond >= self.classes).any()):
-                raise ConfigError(f"cond: given the label {int(cond.max())}; allowed: -1 (null) to {self.classes - 1}")
+            _check_range(cond, self.classes, "label", "null")
             labels: Tensor = self.table(torch.where(cond < 0, self.classes, cond))
             return labels
         if cond is None:
@@ -120,29 +118,108 @@ class Condition(nn.Module):
         return torch.where(missing, self.null, self.linear(torch.where(missing, 0.0, cond).to(self.null.dtype)))
 
 
+class Context(nn.Module):
+    """A sequence as cross-attention reads it: a learned start, then norm(E c_i + position_i) for i < L.
+
+    Sequences are token numbers (`tokens`), int64 (B, L) in 0..tokens-1, where a negative number is padding; or vectors
+    (`cond_dim`), float (B, L, cond_dim), where a vector that contains NaN is padding. L <= length. Padding is not
+    seen; the start always is, so a row of nothing but padding, or `cond=None`, is the learned null.
+
+    Args:
+        dim: size of an embedded token.
+        length: largest L, >= 1.
+        tokens: size of the vocabulary, or 0.
+        cond_dim: size of the vectors, or 0; just one of the two.
+
+    Raises:
+        ConfigError: both or neither were given, or a condition came that the net was not built for.
+    """
+
+    def __init__(self, dim: int, length: int, tokens: int = 0, cond_dim: int = 0) -> None:
+        super().__init__()
+        at_least(1, "net", cond_length=length)
+        _one_kind(tokens=tokens, cond_dim=cond_dim)
+        if not tokens and not cond_dim:
+            raise ConfigError(f"cond_length: given {length} without tokens=V or cond_dim=d, what it is made of")
+        self.length, self.tokens, self.cond_dim = length, tokens, cond_dim
+        self.embed = nn.Embedding(tokens, dim) if tokens else nn.Linear(cond_dim, dim)
+        self.position = nn.Parameter(0.02 * torch.randn(length, dim))
+        self.norm = nn.LayerNorm(dim)
+        self.null = nn.Parameter(torch.randn(dim))
+
+    def forward(self, cond: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        """cond (B, L) or (B, L, cond_dim) or None -> tokens (B, 1 + L, dim), and where they are, bool (B, 1 + L)."""
+        null = self.null.expand(batch, 1, -1)
+        here = torch.ones(batch, 1, dtype=torch.bool, device=null.device)
+        if cond is None:
+            return null, here
+        shape = (batch, cond.shape[1] if cond.ndim > 1 else 0, *[self.cond_dim] * bool(self.cond_dim))
+        fits = cond.dtype == torch.int64 if self.tokens else cond.is_floating_point()
+        if cond.shape != shape or shape[1] > self.length or not fits:
+            wanted = ("int64", "") if self.tokens else ("float", f", {self.cond_dim}")
+            raise ConfigError(
+                f"cond: given {cond.dtype} of shape {tuple(cond.shape)}, must be {wanted[0]} of "
+                f"({batch}, L{wanted[1]}), L <= cond_length = {self.length}"
+            )
+        if self.tokens:
+            _check_range(cond, self.tokens, "token", "padding")
+            shown, known = cond >= 0, cond.clamp(min=0)
+        else:
+            shown = ~cond.isnan().any(dim=2)
+            known = torch.where(shown[:, :, None], cond, 0.0).to(self.null.dtype)  # before the layer, as above
+        sequence = self.norm(self.embed(known) + self.position[: shape[1]])
+        return torch.cat([null.to(sequence.dtype), sequence], 1), torch.cat([here, shown], 1)
+
+
 class Embedding(nn.Module):
-    """What every block of a net is modulated by: silu(W2 silu(W1 features(time) + b1) + b2 + condition).
+    """What a net is told, as its blocks take it.
+
+    Every block is modulated by silu(W2 silu(W1 features(time) + b1) + b2 + condition); a sequence becomes a context.
 
     Args:
         features: number of sinusoidal features, even.
-        dim: size of the embedding.
+        dim: size of the embedding and of a context's tokens.
         classes, cond_dim: see `Condition`.
+        tokens, cond_length: see `Context`; cond_length > 0 makes the condition a sequence, of tokens or vectors.
 
     Raises:
-        ConfigError: see `TimeFeatures` and `Condition`; time is neither 0-dim nor (B,).
+        ConfigError: see `TimeFeatures`, `Condition` and `Context`; time is neither 0-dim nor (B,).
     """
 
-    def __init__(self, features: int, dim: int, classes: int = 0, cond_dim: int = 0) -> None:
+    def __init__(
+        self, features: int, dim: int, classes: int = 0, cond_dim: int = 0, tokens: int = 0, cond_length: int = 0
+    ) -> None:
         super().__init__()
+        at_least(0, "net", cond_length=cond_length)
+        _one_kind(classes=classes, cond_dim=cond_dim, tokens=tokens)
+        if cond_length and classes:
+            raise ConfigError(f"cond_length: given {cond_length} with classes={classes}: a label is no sequence")
+        if tokens and not cond_length:
+            raise ConfigError(f"given tokens={tokens} without cond_length: set it to the longest sequence, >= 1")
         self.features = TimeFeatures(features)
         self.inner, self.outer = nn.Linear(features, dim), nn.Linear(dim, dim)
-        self.condition = Condition(dim, classes, cond_dim)
+        self.condition = Condition(dim, classes, 0 if cond_length else cond_dim)
+        self.context = Context(dim, cond_length, tokens, cond_dim) if cond_length else None
 
-    def forward(self, time: Tensor, cond: Tensor | None, batch: int) -> Tensor:
-        """time (B,) or 0-dim, cond as in `Condition` -> (B, dim)."""
+    def forward(self, time: Tensor, cond: Tensor | None, batch: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """time (B,) or 0-dim, cond as in `Condition` or `Context` -> (B, dim), and the context if the net reads one."""
         if time.shape not in ((), (batch,)):
             raise ConfigError(f"time: given shape {tuple(time.shape)}, must be 0-dim or ({batch},)")
         features = self.features(time.expand(batch)).to(self.inner.weight.dtype)
         embedding: Tensor = self.outer(nn.functional.silu(self.inner(features)))
+        if self.context is not None:
+            return nn.functional.silu(embedding), self.context(cond, batch)
         condition = self.condition(cond, batch)
-        return nn.functional.silu(embedding if condition is None else embedding + condition)
+        return nn.functional.silu(embedding if condition is None else embedding + condition), None
+
+
+def _one_kind(**kinds: int) -> None:
+    at_least(0, "net", **kinds)
+    given = [f"{name}={value}" for name, value in kinds.items() if value]
+    if len(given) > 1:
+        raise ConfigError(f"given {' and '.join(given)}: a net takes tokens, labels or vectors, not both")
+
+
+def _check_range(cond: Tensor, count: int, name: str, negative: str) -> None:
+    if readable(cond) and bool((cond >= count).any()):
+        raise ConfigError(f"cond: given the {name} {int(cond.max())}; allowed: -1 ({negative}) to {count - 1}")

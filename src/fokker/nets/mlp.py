@@ -63,7 +63,7 @@ class MLP(nn.Module):
         """x (B, *event), time (B,) or 0-dim, cond (B,) or (B, cond_dim) or None -> x's shape and dtype."""
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.dim:
             raise ConfigError(f"MLP: given x of shape {tuple(x.shape)}, must be (B, {self.dim})")
-        embedding = self.embedding(time, cond, len(x))
+        embedding, _ = self.embedding(time, cond, len(x))
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
