@@ -49,3 +49,27 @@ def test_grid_places_tiles_with_gaps(channels: int) -> None:
     assert grid_image(x, columns=9).size == (5 * 3 + 4, 4)
     with pytest.raises(ConfigError, match="grid_image"):
         grid_image(x[:, :, 0], 2)
+
+
+@pytest.mark.parametrize("cond", [torch.randn(3, 4), torch.randn(3, 2, 4), torch.arange(6).view(3, 2)])
+def test_conditions_are_taken_like_labels(cond: torch.Tensor) -> None:
+    values = torch.randn(3, 5)
+    x, told = Samples(values, cond=cond).take(torch.tensor([2, 0]))
+    assert torch.equal(x, values[[2, 0]]) and told is not None and torch.equal(told, cond[[2, 0]])
+    assert told.dtype == cond.dtype
+
+
+@pytest.mark.parametrize(
+    "cond",
+    [
+        *(torch.zeros(shape) for shape in ((3,), (2, 4), (3, 1, 1, 1))),
+        *(torch.zeros(shape, dtype=torch.int64) for shape in ((3,), (3, 2, 2))),
+        torch.zeros(3, 2, dtype=torch.float64),
+        torch.zeros(3, 2, dtype=torch.int32),
+    ],
+)
+def test_conditions_that_are_refused(cond: torch.Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"Samples\.cond: given .* for 3 samples"):
+        Samples(torch.zeros(3, 5), cond=cond)
+    with pytest.raises(ConfigError, match="one or the other"):
+        Samples(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), cond=torch.zeros(3, 2))

@@ -287,3 +287,22 @@ def test_diabetes() -> None:
     # Efron et al. 2004 publish the first patient; 152 is the mean progress that scikit-learn's manual gives.
     assert round(np.mean([row["target"] for row in rows])) == 152 and sum(row["sex"] == 2 for row in rows) == 207
     assert torch.allclose(train.values[:, [0, *range(2, 11)]].mean(0), torch.zeros(10), atol=1e-6)
+
+
+def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    columns = dict(zip(HEADER.split(","), map(list, zip(*ROWS, strict=True)), strict=True))
+    columns["height"] = [float(height) for height in columns["height"]]
+    write_table(pa.table(columns | {"ok": [i % 3 == 0 for i in range(60)]}), tmp_path / "t.parquet")
+    given, plain = Table(str(tmp_path / "t.parquet")).load(), table(tmp_path).load()
+    assert torch.equal(given.values[:, :-1], plain.values) and given.codec.columns[:-1] == plain.codec.columns  # type: ignore[union-attr]
+    row = given.codec.rows(given.values[:1])[0]  # type: ignore[union-attr]
+    assert row["ok"] is True and type(row["age"]) is int
+    write_table(pa.table({"a": [1, None, 3]}), tmp_path / "gap.parquet")
+    with pytest.raises(ConfigError, match=r"gap\.parquet: column 'a', line 2: a missing cell"):
+        Table(str(tmp_path / "gap.parquet"), holdout=0).load()
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1, no more")
+    with pytest.raises(FileError, match="cannot be read as parquet"):
+        Table(str(tmp_path / "bad.parquet")).load()
