@@ -17,7 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _name in ("train", "sample", "recipes", "info", "demo"):
+for _name in ("init", "train", "sample", "recipes", "info", "demo"):
     app.command(_name)(getattr(import_module(f".{_name}", __package__), _name))
 
 

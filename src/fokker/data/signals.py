@@ -22,7 +22,7 @@ from .cells import read_numbers, table_suffix
 from .codec import Codec
 from .samples import Data, Samples, check_split
 
-__all__ = ["Heartbeats", "SignalCodec", "Signals", "windows"]
+__all__ = ["Heartbeats", "SignalCodec", "Signals", "read_wav", "windows"]
 
 BLOCKS = 10
 HEARTBEATS = "54285832b956a65a84d4b791992edb8ff68a917f2353a9c4b9b7fc968d7c2af8"
@@ -161,14 +161,14 @@ class Signals(Data):
             array, labels = read_numpy(source, self.path, self.key, label_key=self.label_key)
             return array, labels
         if suffix == ".wav":
-            return _read_wav(source, self.path), None
+            return read_wav(source, self.path), None
         if not table_suffix(self.path):
             raise ConfigError(f"{source}: must end in .npy, .npz, .wav, .csv, .tsv, .csv.gz, .tsv.gz or .parquet")
         columns = read_numbers(source, self.path, header=None, only=self.columns)
         return np.stack(list(columns.values()), axis=1), None
 
 
-def _read_wav(source: str, path: str) -> NDArray[Any]:
+def read_wav(source: str, path: str) -> NDArray[Any]:
     """(T,) or (T, C) as stored; whole numbers over their type's range, in [-1, 1)."""
     from scipy.io import wavfile
 

@@ -3,6 +3,7 @@
 from .checkpoint import load, read_header, save
 from .ema import EMA
 from .recipe import Recipe, read, recipe_names
+from .starter import look
 from .trainer import fit
 
-__all__ = ["EMA", "Recipe", "fit", "load", "read", "read_header", "recipe_names", "save"]
+__all__ = ["EMA", "Recipe", "fit", "load", "look", "read", "read_header", "recipe_names", "save"]
