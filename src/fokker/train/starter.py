@@ -44,6 +44,7 @@ class Look:
         n: number of training samples, about.
         classes: number of classes, 0 for none.
         image: whether samples are pictures (or feature maps).
+        large: whether these have more than 32 pixels a side.
     """
 
     seen: list[tuple[str, str]]
@@ -52,12 +53,12 @@ class Look:
     n: int
     classes: int = 0
     image: bool = False
+    large: bool = False
 
     def recipe(self, name: str) -> str:
         """The commented YAML. `fokker.train.read` accepts it."""
-        signals = any(line[:2] == ("kind", "signals") for line in self.data)
-        large = signals or (self.image and self._fact("size", 32) > 32)
-        batch = 64 if large else 128 if self.image else 256
+        signals = self.data[0][1] == "signals"
+        batch = 64 if signals or self.large else 128 if self.image else 256
         while batch > max(8, self.n):
             batch //= 2
         rounds = 30 if self.image else 60 if signals else 400
@@ -67,8 +68,7 @@ class Look:
             (
                 "steps",
                 int(steps),
-                f"about {max(1, round(steps * batch / self.n))} times through the data; more is better, until samples "
-                "repeat training data",
+                f"about {max(1, round(steps * batch / self.n))} times through the data; see samples/",
             ),
             ("batch", batch, "halve it if memory runs out"),
             ("lr", rate, "halve it if the loss jumps"),
@@ -95,9 +95,6 @@ class Look:
         for section, body in [*parts, ("sampling", sampling)]:
             lines += [f"{section}:", *(_line(*line) for line in body)]
         return "\n".join(lines) + "\n"
-
-    def _fact(self, key: str, default: int) -> int:
-        return next((value for name, value, _ in [*self.net, *self.data] if name == key), default)
 
 
 def _line(key: str, value: Any, why: str) -> str:
@@ -201,7 +198,7 @@ def _pictures(seen: list[tuple[str, str]], data: list[Line], n: int, size: int, 
     ]
     if n < 2000:
         net.append(("dropout", 0.1, f"{n:,} pictures are few: without it they are learnt by heart"))
-    return Look(seen, data, net, n, classes, image=True)
+    return Look(seen, data, net, n, classes, image=True, large=size > 32)
 
 
 # ---- arrays
