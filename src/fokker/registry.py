@@ -86,8 +86,13 @@ KINDS: dict[str, dict[str, str]] = {
         "diabetes": "fokker.data:Diabetes",
         "signals": "fokker.data:Signals",
         "heartbeats": "fokker.data:Heartbeats",
+        "molecules": "fokker.data:Molecules",
     },
-    "codec": {"table": "fokker.data:TableCodec", "signal": "fokker.data:SignalCodec"},
+    "codec": {
+        "table": "fokker.data:TableCodec",
+        "signal": "fokker.data:SignalCodec",
+        "smiles": "fokker.data:SmilesCodec",
+    },
     "column": {"number": "fokker.data:Number", "category": "fokker.data:Category"},
 }
 

@@ -6,6 +6,7 @@ from .columns import Category, Number, TableCodec
 from .export import check_export, write_samples
 from .folders import Folder
 from .images import Fashion
+from .molecules import Molecules, SmilesCodec
 from .pictures import pairs_image, picture, scatter_image, signals_image
 from .samples import Data, Samples, grid_image, to_uint8
 from .signals import Heartbeats, SignalCodec, Signals
@@ -23,12 +24,14 @@ __all__ = [
     "Fashion",
     "Folder",
     "Heartbeats",
+    "Molecules",
     "Moons",
     "Number",
     "Pinwheel",
     "Samples",
     "SignalCodec",
     "Signals",
+    "SmilesCodec",
     "Spirals",
     "SwissRoll",
     "Table",

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .codec import Codec
-from .columns import Category, Column, Number, TableCodec
+from .columns import Category, Column, Number, RowCodec, TableCodec
 from .samples import grid_image
 
 __all__ = ["pairs_image", "picture", "scatter_image", "signals_image"]
@@ -124,6 +124,8 @@ def picture(x: Tensor, columns: int = 8, codec: Codec | None = None) -> Image.Im
     """
     if isinstance(codec, TableCodec):
         return pairs_image(x, codec)
+    if isinstance(codec, RowCodec):
+        return None
     x = x if codec is None else codec.decode(x)
     if x.ndim == 4 and x.shape[1] in (1, 3):
         return grid_image(x, columns)

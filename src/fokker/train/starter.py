@@ -187,9 +187,7 @@ def _size(source: Path, side: int) -> int:
 def _pictures(seen: list[tuple[str, str]], data: list[Line], n: int, size: int, classes: int) -> Look:
     width = 16 if n < 2000 else 32 if n < 50000 else 64
     multipliers = [1, 2] if size < 16 else [1, 2, 2] if size <= 32 else [1, 2, 2, 4]
-    inner = size
-    for _ in multipliers[1:]:
-        inner = -(-inner // 2)
+    inner = -(-size // 2 ** (len(multipliers) - 1))
     net: list[Line] = [
         ("kind", "unet", ""),
         ("width", width, f"for {n:,} pictures; twice the width is four times the work, and learns finer detail"),
@@ -327,14 +325,13 @@ def _signals(
 
 def _table(file: Path) -> Look:
     source, where = str(file), [("path", str(file.resolve()), "")]
-    bare = read_cells(source, source, MISSING, header=None)
-    names = list(bare.columns)
+    cells = read_cells(source, source, MISSING, header=None)
+    names = list(cells.columns)
     if names == [str(i) for i in range(len(names))]:  # no header: numbers alone
         array = np.stack(list(read_numbers(source, source, header=None).values()), axis=1)
         return _signals(
             [("table", f"{array.shape[0]:,} lines of {array.shape[1]} numbers, no header")], where, [], array, 0
         )
-    cells = bare
     kept, drop, lines = _columns(cells)
     if not kept:
         raise ConfigError(f"{file}: no column can be learned from: {'; '.join(lines.values())}")
@@ -371,7 +368,7 @@ def _table(file: Path) -> Look:
 
 def _columns(cells: Cells) -> tuple[list[str], list[str], dict[str, str]]:
     """(columns to use, columns to leave out, what each is)."""
-    kept, drop, lines = [], [], {}
+    kept, lines = [], {}
     for name, column in cells.columns.items():
         texts = [text for text in column if text is not None]
         distinct, number = set(texts), all(map(is_number, texts))
@@ -390,9 +387,7 @@ def _columns(cells: Cells) -> tuple[list[str], list[str], dict[str, str]]:
         else:
             lines[name] = f"categories: {_names(tuple(sorted(distinct)))}{gaps}"
             kept.append(name)
-        if name not in kept:
-            drop.append(name)
-    return kept, drop, lines
+    return kept, [name for name in cells.columns if name not in kept], lines
 
 
 def _counts_up(texts: list[str]) -> bool:
