@@ -95,8 +95,19 @@ KINDS: dict[str, dict[str, str]] = {
         "folder": "fokker.data:Folder",
         "arrays": "fokker.data:Arrays",
         "shards": "fokker.shards:Shards",
+        "table": "fokker.data:Table",
+        "diabetes": "fokker.data:Diabetes",
+        "signals": "fokker.data:Signals",
+        "heartbeats": "fokker.data:Heartbeats",
+        "molecules": "fokker.data:Molecules",
     },
-    "codec": {"latent": "fokker.data:LatentCodec"},
+    "codec": {
+        "latent": "fokker.data:LatentCodec",
+        "table": "fokker.data:TableCodec",
+        "signal": "fokker.data:SignalCodec",
+        "smiles": "fokker.data:SmilesCodec",
+    },
+    "column": {"number": "fokker.data:Number", "category": "fokker.data:Category"},
 }
 
 # What the field calls by a name that is a kind of another family, or of ours under another name.

@@ -122,3 +122,54 @@ def test_first_number_that_is_not_finite_is_named(tmp_path: Path, value: float) 
     array[7, 2] = array[20, 0] = value
     with pytest.raises(FileError, match=r"x\.npy: the number at \(7, 2\) is (nan|inf)"):
         load(npy(tmp_path / "x.npy", array))
+
+
+@pytest.mark.parametrize(
+    "cond",
+    [
+        GRID,
+        GRID.reshape(20, 2, 3).repeat(2, axis=0),
+        np.arange(80).reshape(40, 2),
+        np.arange(80, dtype=np.uint8).reshape(40, 2),
+    ],
+)
+def test_conditions_follow_their_rows(tmp_path: Path, cond: np.ndarray) -> None:
+    source = Arrays(npz(tmp_path / "x.npz", x=np.arange(40.0)[:, None], c=cond), cond_key="c", holdout=0.25)
+    for split in ("train", "test"):
+        samples = source.load(split)  # type: ignore[arg-type]
+        rows = samples.values[:, 0].long().numpy()
+        assert samples.cond is not None and samples.labels is None
+        assert samples.cond.dtype == (torch.float32 if cond.dtype.kind == "f" else torch.int64)
+        assert np.array_equal(samples.cond.numpy(), cond[rows].astype(samples.cond.numpy().dtype))
+
+
+def test_conditions_that_do_not_fit(tmp_path: Path) -> None:
+    path = npz(
+        tmp_path / "x.npz", x=GRID, few=GRID[:7], flat=GRID[:, 0], bad=np.where(GRID > 2, np.nan, GRID), y=np.arange(40)
+    )
+    for key in ("few", "flat"):
+        with pytest.raises(ConfigError, match=rf"'{key}' is float64 .*must be float \(40, d\)"):
+            load(path, key="x", cond_key=key)
+    with pytest.raises(FileError, match=r"x\.npz 'bad': the number at .* is nan"):
+        load(path, key="x", cond_key="bad")
+    with pytest.raises(ConfigError, match="one or the other"):
+        load(path, key="x", cond_key="x", label_key="y")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    path = str(tmp_path / "x.parquet")
+    write_table(pa.table({"a": GRID[:, 0], "y": np.arange(40) % 3, "b": GRID[:, 1].astype(np.float32)}), path)
+    held = np.arange(1, 41) * 0.6180339887498949 % 1 < 0.25
+    samples = Arrays(path, label_key="y", holdout=0.25).load("test")
+    assert np.array_equal(samples.values.numpy(), GRID[held, :2].astype(np.float32))
+    assert samples.labels is not None and samples.labels.tolist() == (np.arange(40) % 3)[held].tolist()
+    assert Arrays(path).load().shape == (3,)
+    with pytest.raises(ConfigError, match="label_key names 'z': allowed: a, b, y"):
+        load(path, label_key="z")
+    with pytest.raises(ConfigError, match="'a' is float64"):
+        load(path, label_key="a")
+    with pytest.raises(ConfigError, match="leave key and cond_key empty"):
+        load(path, key="a")

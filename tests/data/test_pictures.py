@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from fokker.data import grid_image, picture, scatter_image
+from fokker.data import (
+    Category,
+    Number,
+    SignalCodec,
+    TableCodec,
+    grid_image,
+    pairs_image,
+    picture,
+    scatter_image,
+    signals_image,
+)
 
 
 def ink(points: list[list[float]], **options: float) -> tuple[float, float, float]:
@@ -61,5 +71,76 @@ def test_what_has_a_picture() -> None:
             assert image is not None and image.mode == mode and image.tobytes() == expected.tobytes()
     wide = picture(torch.zeros(9, 1, 4, 4))
     assert wide is not None and wide.size == (8 * 4 + 7 * 2, 2 * 4 + 2)
-    for shape in ((4, 2, 4, 4), (4, 3), (4, 1), (4, 2, 2), (2,), (1, 1, 1, 1, 1)):
+    for shape in ((4, 2, 4, 4), (4, 3), (4, 1), (2,), (1, 1, 1, 1, 1), (4, 1, 0), (0, 1, 4)):
         assert picture(torch.zeros(shape)) is None
+
+
+def rows_of_ink(image: np.ndarray, left: int, right: int) -> list[float]:
+    """The mean row of dark ink in some columns of a picture."""
+    part = 255.0 - np.where(image[:, left:right] < 200, image[:, left:right], 255)
+    return [float((column * np.arange(len(column))).sum() / column.sum()) for column in part.T]
+
+
+def test_signals_run_left_to_right_and_up() -> None:
+    ramp = torch.linspace(-2, 6, 50)[None, None]
+    image = np.asarray(signals_image(ramp))
+    assert image.shape == (100, 160)
+    where = rows_of_ink(image, 8, 152)
+    wanted = [100 * (0.95 - 0.9 * ((c + 0.5) / 160 - 0.03) / 0.94) for c in range(8, 152)]
+    assert np.allclose(where, wanted, atol=1.0)
+    assert np.allclose(np.asarray(signals_image(-ramp))[:, 8:152], np.flip(image, 0)[:, 8:152], atol=60)
+
+
+def test_signals_share_one_scale_and_stand_row_by_row() -> None:
+    x = torch.stack([torch.full((1, 20), v) for v in (0.0, 1.0, 2.0)])
+    image = np.asarray(signals_image(x, columns=2))
+    assert image.shape == (200, 320)
+    heights = [
+        rows_of_ink(image[top : top + 100, left : left + 160], 60, 61)[0] for top, left in ((0, 0), (0, 160), (100, 0))
+    ]
+    assert np.allclose(heights, [95, 50, 5], atol=1.0)
+    assert image[110:190, 170:310].min() == 255  # nothing in the fourth tile
+    assert signals_image(torch.zeros(100, 1, 4), columns=4).size == (640, 1600)  # 64 at most
+
+
+def test_signals_with_gaps_and_channels() -> None:
+    x = torch.stack([torch.zeros(21), torch.ones(21)])[None]
+    image = np.asarray(signals_image(x))
+    assert image[95, 80] < image[5, 80] < 200  # the second channel is paler
+    x[0, 0, 8:13] = float("nan")
+    cut = np.asarray(signals_image(x))
+    assert cut[90:98, 75:85].min() == 255 and np.array_equal(cut[:, :50], image[:, :50])
+    assert np.asarray(signals_image(torch.full((1, 1, 5), float("inf")))).min() == 220  # the frame alone
+
+
+def test_the_codec_comes_first() -> None:
+    x = torch.randn(3, 2, 30)
+    codec = SignalCodec((1.0, -1.0), (2.0, 0.1))
+    given, expected = picture(x, 2, codec), signals_image(codec.decode(x), 2)
+    assert given is not None and given.tobytes() == expected.tobytes()
+
+
+def test_pairs_of_columns() -> None:
+    columns = (Number("a", 0.0, 1.0, -2.0, 2.0), Category("b", ("x", "y")), Number("c", 0.0, 1.0, 0.0, 4.0))
+    x = torch.tensor([[1.0, -1.0, 1.0]]).repeat(3, 1)
+    image = picture(x, codec=TableCodec(columns))
+    assert image is not None and image.size == (3 * 158, 3 * 158)
+    assert image.tobytes() == pairs_image(x, TableCodec(columns)).tobytes()
+    sheet = np.asarray(image)
+
+    def cell(row: int, column: int) -> tuple[float, float]:
+        """(right, up) of the ink in a cell, in [0, 1]."""
+        part = sheet[row * 158 + 8 : row * 158 + 150, column * 158 + 8 : column * 158 + 150].astype(float)
+        dark = np.where(part < 190, 255 - part, 0)
+        down, right = np.mgrid[:142, :142] + 4.5
+        return float((dark * right).sum() / dark.sum() / 150), 1 - float((dark * down).sum() / dark.sum() / 150)
+
+    a, c = 0.03 + 0.94 * 0.75, 0.03 + 0.94 * 0.25
+    right, up = cell(2, 0)  # a to the right, c up
+    assert abs(right - a) < 0.01 and abs(up - c) < 0.01
+    right, up = cell(0, 2)
+    assert abs(right - c) < 0.01 and abs(up - a) < 0.01
+    right, up = cell(0, 1)  # x is the left half
+    assert abs(right - 0.265) < 0.06 and abs(up - a) < 0.01
+    assert abs(cell(1, 1)[0] - 0.25) < 0.03  # the histograms: one full bar each, 0.8 high
+    assert abs(cell(2, 2)[0] - 5.5 / 20) < 0.08 and abs(cell(2, 2)[1] - 0.4) < 0.12

@@ -69,3 +69,27 @@ def test_flip_mirrors_the_rows_that_the_key_says() -> None:
     assert Samples(values).augment(x, seed=3, step=5, positions=positions) is x
     with pytest.raises(ConfigError, match=r"Samples\.flip: only images"):
         Samples(torch.zeros(2, 3), flip=True)
+
+
+@pytest.mark.parametrize("cond", [torch.randn(3, 4), torch.randn(3, 2, 4), torch.arange(6).view(3, 2)])
+def test_conditions_are_taken_like_labels(cond: torch.Tensor) -> None:
+    values = torch.randn(3, 5)
+    x, told = Samples(values, cond=cond).take(torch.tensor([2, 0]))
+    assert torch.equal(x, values[[2, 0]]) and told is not None and torch.equal(told, cond[[2, 0]])
+    assert told.dtype == cond.dtype
+
+
+@pytest.mark.parametrize(
+    "cond",
+    [
+        *(torch.zeros(shape) for shape in ((3,), (2, 4), (3, 1, 1, 1))),
+        *(torch.zeros(shape, dtype=torch.int64) for shape in ((3,), (3, 2, 2))),
+        torch.zeros(3, 2, dtype=torch.float64),
+        torch.zeros(3, 2, dtype=torch.int32),
+    ],
+)
+def test_conditions_that_are_refused(cond: torch.Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"Samples\.cond: given .* for 3 samples"):
+        Samples(torch.zeros(3, 5), cond=cond)
+    with pytest.raises(ConfigError, match="one or the other"):
+        Samples(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), cond=torch.zeros(3, 2))

@@ -18,7 +18,7 @@ __all__ = ["Data", "Samples", "grid_image", "to_uint8"]
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N samples, their labels and the labels' names.
+    """N samples, their labels and the labels' names, or their conditions.
 
     Args:
         values: (N, *event); uint8 (N, C, H, W) for images, float32 for everything else.
@@ -26,6 +26,8 @@ class Samples:
         classes: the name of every label; empty where there are none.
         codec: what turns samples of a model back into the user's values, or None where they are that already.
         flip: whether training mirrors images left to right, each with probability 1/2 (`augment`).
+        cond: what a sample is conditioned on in place of a label: float32 (N, d) vectors, float32 (N, L, d) sequences
+            of vectors, or int64 (N, L) sequences of tokens.
 
     Raises:
         ConfigError: dtypes or lengths do not fit together, or flip without images.
@@ -36,6 +38,7 @@ class Samples:
     classes: tuple[str, ...] = ()
     codec: Codec | None = None
     flip: bool = False
+    cond: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.values.shape)
@@ -48,6 +51,16 @@ class Samples:
             raise ConfigError(f"Samples.labels: given {given}, must be int64 of shape {shape[:1]}")
         if self.flip and not self.is_image:
             raise ConfigError("Samples.flip: only images (uint8) can be mirrored; leave flip=False")
+        if self.cond is not None:
+            given = f"{self.cond.dtype} {tuple(self.cond.shape)}"
+            allowed = {torch.float32: (2, 3), torch.int64: (2,)}.get(self.cond.dtype, ())
+            if self.cond.ndim not in allowed or len(self.cond) != shape[0]:
+                raise ConfigError(
+                    f"Samples.cond: given {given} for {shape[0]} samples, must be float32 (N, d) or (N, L, d), "
+                    "or int64 (N, L)"
+                )
+            if self.labels is not None:
+                raise ConfigError(f"Samples: given labels and cond ({given}): a model is told one or the other")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,11 +82,12 @@ class Samples:
             indices: (B,) int64.
 
         Returns:
-            x (B, *event) float32, and labels (B,) or None.
+            x (B, *event) float32, and labels (B,), conditions (B, ...) or None.
         """
         x = self.values[indices]
         x = x.to(torch.float32) / 127.5 - 1 if self.is_image else x
-        return x, None if self.labels is None else self.labels[indices]
+        told = self.cond if self.labels is None else self.labels
+        return x, None if told is None else told[indices]
 
     def augment(self, x: Tensor, *, seed: int, step: int, positions: Tensor) -> Tensor:
         """A training batch, changed at random: with `flip`, row b is mirrored if u(seed, step, positions[b]) < 1/2.

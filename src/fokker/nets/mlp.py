@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -32,13 +34,14 @@ class MLP(nn.Module):
     """Residual perceptron R^dim -> R^dim; time and condition modulate every block; a new one returns exactly 0.
 
     Args:
-        dim: size of x, >= 1.
+        dim: numbers in one x, >= 1; an event of several axes, such as a signal (C, L), is flattened.
         width: hidden size, >= 2.
         depth: number of residual blocks, >= 1.
         classes: number of labels, 0 for none (`Condition`).
         cond_dim: size of condition vectors, 0 for none.
 
-    Called as net(x, time, cond=None): x (B, dim), time (B,) or 0-dim of order one; returns (B, dim).
+    Called as net(x, time, cond=None): x (B, dim) or (B, *event) of dim numbers each, time (B,) or 0-dim of order one;
+    returns x's shape.
 
     Raises:
         ConfigError: an argument is out of range, or x, time or cond has a shape the net was not built for.
@@ -57,12 +60,12 @@ class MLP(nn.Module):
         self.last = zeroed(nn.Linear(width, dim))
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x (B, dim), time (B,) or 0-dim, cond (B,) or (B, cond_dim) or None -> (B, dim) in x's dtype."""
-        if x.ndim != 2 or x.shape[1] != self.dim:
+        """x (B, *event), time (B,) or 0-dim, cond (B,) or (B, cond_dim) or None -> x's shape and dtype."""
+        if x.ndim < 2 or math.prod(x.shape[1:]) != self.dim:
             raise ConfigError(f"MLP: given x of shape {tuple(x.shape)}, must be (B, {self.dim})")
         embedding, _ = self.embedding(time, cond, len(x))
-        h = self.first(x)
+        h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
         y: Tensor = self.last(silu(h))
-        return y.to(x.dtype)
+        return y.to(x.dtype).view(x.shape)

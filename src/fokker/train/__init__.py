@@ -4,6 +4,7 @@ from .autoencoder import fit_autoencoder
 from .checkpoint import load, read_header, save
 from .ema import Averages, Constant, Power, read_snapshots, reconstruct, write_snapshot
 from .recipe import Recipe, read, recipe_names
+from .starter import look
 from .trainer import fit, resume
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "fit",
     "fit_autoencoder",
     "load",
+    "look",
     "read",
     "read_header",
     "read_snapshots",
