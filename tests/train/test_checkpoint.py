@@ -199,7 +199,9 @@ def test_nothing_is_ever_pickled_or_unpickled() -> None:
     source = Path(fk.__file__).parent
     files = sorted(source.rglob("*.py"))
     assert len(files) > 30
-    wrong = re.compile(r"torch\.(load|save)\b|\bpickle\.|import pickle|allow_pickle=True|load_state\(|save_state\(")
+    wrong = re.compile(
+        r"torch\.save\b|torch\.load\((?!.*weights_only=True)|\bpickle\.|import pickle|allow_pickle=True|load_state\(|save_state\("
+    )
     for file in files:
         found = wrong.search(file.read_text(encoding="utf-8"))
         assert found is None, (file.name, found)

@@ -152,7 +152,7 @@ def test_what_a_run_folder_holds(tmp_path: Path) -> None:
     with Image.open(folder / "samples/000005.png") as image:
         assert image.format == "PNG" and image.size == (480, 480)
     _, info = read_header(folder)
-    assert info == {"classes": ["upper", "lower"], "recipe": written.resolved(), "step": 5}
+    assert info == {"classes": ["upper", "lower"], "codec": None, "recipe": written.resolved(), "step": 5}
 
 
 def test_an_existing_folder_is_left_as_it_is(tmp_path: Path) -> None:

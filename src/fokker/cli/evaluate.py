@@ -152,8 +152,8 @@ def _given(path: Path) -> tuple[Tensor, Tensor | None]:
                 names = set(arrays.files)
         except (OSError, ValueError) as error:
             raise FileError(f"--samples: {path} cannot be read ({error})") from None
-        key, labels = ("x" if "x" in names else ""), ("labels" if "labels" in names else "")
-        found = Arrays(str(path), key, labels, holdout=0.0).load("train")
+        key, label_key = ("x" if "x" in names else ""), ("labels" if "labels" in names else "")
+        found = Arrays(str(path), key, label_key, holdout=0.0).load("train")
     else:
         found = Arrays(str(path), holdout=0.0).load("train")
     return found.take(torch.arange(len(found)))

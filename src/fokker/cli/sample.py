@@ -11,16 +11,13 @@ import yaml
 from ..errors import ConfigError, FileError, closest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ..data import Codec
     from ..denoiser import NetDenoiser
     from ..launch import Place
     from ..shards import Sharding
     from ..train.drawing import Drawing
 
 __all__ = ["sample"]
-
-ENDINGS = (".png", ".npy", ".npz")
 
 
 def sample(
@@ -42,7 +39,11 @@ def sample(
     batch_size: Annotated[int, typer.Option(help="Samples per network call.")] = 64,
     output: Annotated[
         str,
-        typer.Option("-o", "--output", help=".png for a picture, .npy or .npz for numbers, a FOLDER for many samples."),
+        typer.Option(
+            "-o",
+            "--output",
+            help=".png for a picture, .npy, .npz, .csv or .parquet for numbers, a FOLDER for many samples.",
+        ),
     ] = "samples.png",
     shard: Annotated[
         int | None,
@@ -58,6 +59,7 @@ def sample(
     """
     from ..files import file_digest
     from ..launch import lonely, place
+    from ..registry import build
     from ..shards import Sharding
     from ..train import load, read_header
     from ..train.checkpoint import model_path
@@ -91,17 +93,30 @@ def sample(
         nfe=nfe,
     )
     if not into_folder:
-        _one_file(way, target, span, seed, batch_size, dtype)
+        codec = build("codec", info["codec"]) if info.get("codec") else None
+        shown = {"codec": codec, "names": info.get("classes", []), "overwrite": overwrite}
+        _one_file(way, target, span, seed=seed, batch_size=batch_size, dtype=dtype, **shown)
         return
     about = {"model": file_digest(model_path(run)), "guidance": way.guidance}
     keys: dict[str, Any] = {"n": len(span), "seed": seed, "batch_size": batch_size, "shard": shard, "cond": way.cond}
     _fill(Sharding(target, way.denoiser, about=about, dtype=_dtype(dtype), **keys, **way.options), here)
 
 
-def _one_file(way: Drawing, target: Path, span: range, seed: int, batch_size: int, dtype: str) -> None:
+def _one_file(
+    way: Drawing,
+    target: Path,
+    span: range,
+    *,
+    seed: int,
+    batch_size: int,
+    dtype: str,
+    codec: Codec | None,
+    names: list[str],
+    overwrite: bool,
+) -> None:
     import torch
 
-    from ..data import to_uint8
+    from ..data import to_uint8, write_samples
     from .stopping import stopping
 
     with stopping(lambda: "nothing was written"):
@@ -111,35 +126,13 @@ def _one_file(way: Drawing, target: Path, span: range, seed: int, batch_size: in
         )
         x = x.cpu()
         finite = bool(torch.isfinite(x).all())
-        _write(target, x if dtype == "float32" else to_uint8(x), cond)
+        columns = max(1, round(len(x) ** 0.5))
+        if dtype == "uint8" and target.suffix in (".npy", ".npz"):
+            x, codec = to_uint8(x if codec is None else codec.decode(x)), None
+        write_samples(target, x, codec=codec, cond=cond, classes=names, columns=columns, overwrite=overwrite)
     if not finite:
         typer.echo("fokker: warning: some samples are not finite", err=True)
     typer.echo(f"{len(span)} samples: {target}")
-
-
-def _write(path: Path, x: Tensor, cond: Tensor | None = None) -> None:
-    """Write samples, and what they were asked to be, as the file's ending says; whole or not at all."""
-    import numpy as np
-
-    from ..data import picture
-    from ..files import write_whole
-
-    if path.suffix == ".png":
-        image = picture(x, columns=max(1, round(len(x) ** 0.5)))
-        if image is None:
-            raise ConfigError(f"--output: samples of shape {tuple(x.shape[1:])} have no picture; write a .npy file")
-        write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
-        return
-    arrays = {"x": x.numpy()} | ({} if cond is None else {"labels" if cond.ndim == 1 else "cond": cond.numpy()})
-
-    def write_numbers(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            if path.suffix == ".npy":
-                np.save(file, arrays["x"], allow_pickle=False)
-            else:
-                np.savez(file, allow_pickle=False, **arrays)
-
-    write_whole(path, write_numbers)
 
 
 def _fill(job: Sharding, here: Place) -> None:
@@ -181,12 +174,11 @@ def _is_folder(output: str) -> bool:
 
 
 def _check_file(path: Path, overwrite: bool, shard: int | None) -> None:
-    if path.suffix not in ENDINGS:
-        raise ConfigError(f"--output: given {str(path)!r}; must end in {', '.join(ENDINGS)}, or be a folder: FOLDER/")
+    from ..data import check_export
+
     if shard is not None:
         raise ConfigError(f"--shard: given {shard}, but {path} is one file; give a folder: -o FOLDER")
-    if path.exists() and not overwrite:
-        raise FileError(f"{path} exists and is left as it is; choose another name or give --overwrite")
+    check_export(path, overwrite=overwrite)
 
 
 def _span(n: int | None, indices: str | None) -> range:

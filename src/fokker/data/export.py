@@ -33,9 +33,9 @@ def check_export(path: Path | str, *, overwrite: bool = False) -> str:
     path = Path(path)
     suffix = next((suffix for suffix in sorted(EXPORTS, key=len, reverse=True) if path.name.endswith(suffix)), "")
     if not suffix:
-        raise ConfigError(f"output: given {str(path)!r}; must end in one of {', '.join(EXPORTS)}")
+        raise ConfigError(f"output: given {str(path)!r}; must end in {', '.join(EXPORTS)}, or be a folder: FOLDER/")
     if path.exists() and not overwrite:
-        raise FileError(f"{path} exists and is left as it is; choose another name or give --overwrite")
+        raise FileError(f"{path} exists and is left as it is; choose another name, or overwrite it (--overwrite)")
     if suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
@@ -49,7 +49,7 @@ def write_samples(
     x: Tensor,
     *,
     codec: Codec | None = None,
-    labels: Tensor | None = None,
+    cond: Tensor | None = None,
     classes: tuple[str, ...] | list[str] = (),
     columns: int = 8,
     overwrite: bool = False,
@@ -57,11 +57,11 @@ def write_samples(
     """Write a model's samples in the user's units.
 
     Args:
-        path: .png is a picture (`picture`); .npy the decoded numbers; .npz these as `x`, with `labels` and `classes`,
-            and a table's `columns`; .csv, .csv.gz and .parquet (extra `table`) a row a sample, with a header.
+        path: .png is a picture (`picture`); .npy the decoded numbers; .npz these as `x`, with `labels` and `classes`
+            (or `cond`), and a table's `columns`; .csv, .csv.gz and .parquet (extra `table`) a row a sample, with a header.
         x: (N, *event), as the model gives them.
         codec: decodes them; None leaves them as they are.
-        labels: (N,) the classes they were drawn for: a further column of a table.
+        cond: what they were drawn for; labels (N,) are a further column of a table.
         classes: the labels' names.
         columns: tiles in a row of a picture.
         overwrite: whether an existing file is replaced.
@@ -82,14 +82,15 @@ def write_samples(
     elif suffix in (".npy", ".npz"):
         array = (x if codec is None else codec.decode(x)).cpu().numpy()
         extra: dict[str, Any] = {}
-        if labels is not None:
-            extra["labels"] = labels.cpu().numpy()
+        if cond is not None:
+            extra["labels" if cond.ndim == 1 else "cond"] = cond.cpu().numpy()
         if classes:
             extra["classes"] = np.array(list(classes))
         if isinstance(codec, RowCodec):
             extra["columns"] = np.array(codec.names)
         write_whole(path, lambda temporary: _write_arrays(temporary, suffix, array, extra))
     else:
+        labels = cond if cond is not None and cond.ndim == 1 else None
         rows = table_rows(x, codec=codec, labels=labels, classes=classes)
         write_whole(path, lambda temporary: _write_table(temporary, suffix, rows))
 

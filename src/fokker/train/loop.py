@@ -297,7 +297,7 @@ class Loop:
         if self.team.first:
             classes = class_count(model)  # one class a column
             x, _ = draw(model, self.recipe.sampling, cond=self.examples)
-            image = picture(x, columns=classes if 0 < classes <= 20 else 8)
+            image = picture(x.cpu(), classes if 0 < classes <= 20 else 8, self.samples.codec)
             if image is not None:
                 write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
         self.tally.began += time.perf_counter() - began  # drawing is not training

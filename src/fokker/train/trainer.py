@@ -158,7 +158,8 @@ def _train(recipe: Recipe, progress: bool, resumed: bool) -> Path:
         resolved = recipe.resolved(denoiser.net)
         _check_fit(recipe, samples, denoiser)
         identity = hashlib.sha256(json.dumps(_identity(resolved), sort_keys=True).encode()).hexdigest()
-        info = {"classes": list(samples.classes), "recipe": resolved}
+        codec = None if samples.codec is None else spec(samples.codec, inline=2**20)
+        info = {"classes": list(samples.classes), "codec": codec, "recipe": resolved}
         loop = Loop(recipe, samples, denoiser, team)
         team.wait()
         if not team.first:
