@@ -16,7 +16,7 @@ _HOME = {
     "denoiser": ("NetDenoiser", "to_process"),
     "objectives": ("Denoising",),
     "sampling": ("diffuse", "encode", "sample", "trajectory"),
-    "train": ("fit", "load", "save"),
+    "train": ("fit", "load", "resume", "save"),
     "registry": ("register",),
 }
 _MODULES = ("data", "exact", "guidance", "metrics", "nets", "noise", "objectives", "process", "solvers", "train")
@@ -54,6 +54,7 @@ __all__ = [
     "objectives",
     "process",
     "register",
+    "resume",
     "sample",
     "save",
     "solvers",
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from .process import DDPM, EDM, OU, VE, VP, Cosine, Custom, DiscreteVP, Flow, Linear, SubVP, Trig
     from .registry import register
     from .sampling import diffuse, encode, sample, trajectory
-    from .train import fit, load, save
+    from .train import fit, load, resume, save
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .errors import ConfigError, closest
 
-__all__ = ["Array", "component", "recorded"]
+__all__ = ["Array", "InMemory", "component", "recorded"]
 
 C = TypeVar("C", bound=type)
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, revalidate_instances="never")
@@ -91,6 +91,21 @@ class Array:
         if not torch.isfinite(array.value).all():
             raise ValueError("must be an array of finite numbers")
         return array
+
+
+class InMemory:
+    """A field's value that lives in this process only; a file cannot hold it (`registry.spec` refuses).
+
+    Args:
+        value: the object.
+        instead: what to do to have something that a file can hold.
+    """
+
+    def __init__(self, value: Any, instead: str) -> None:
+        self.value, self.instead = value, instead
+
+    def __repr__(self) -> str:
+        return f"<{type(self.value).__name__} in memory>"
 
 
 def _line(cls: type, detail: ErrorDetails) -> str:

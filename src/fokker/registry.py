@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from .component import Array, register_name
+from .component import Array, InMemory, register_name
 from .errors import ConfigError, closest
 
 __all__ = ["KINDS", "build", "kind_of", "lookup", "register", "resolves", "spec"]
@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
     "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet", "dit": "fokker.nets:DiT"},
+    "autoencoder": {"conv": "fokker.nets:Autoencoder"},
     "exact": {
         "gaussian": "fokker.exact:Gaussian",
         "mixture": "fokker.exact:GaussianMixture",
@@ -49,12 +50,18 @@ KINDS: dict[str, dict[str, str]] = {
         "edm": "fokker.objectives:EDMWeight",
         "likelihood": "fokker.objectives:Likelihood",
         "sigma2": "fokker.objectives:Sigma2",
+        "sigmoid": "fokker.objectives:Sigmoid",
+        "edm-monotone": "fokker.objectives:EDMMonotone",
+        "uncertainty": "fokker.objectives:Uncertainty",
     },
     "times": {
         "uniform": "fokker.objectives:UniformTimes",
         "logit-normal": "fokker.objectives:LogitNormal",
         "log-normal": "fokker.objectives:LogNormal",
+        "adaptive": "fokker.objectives:Adaptive",
+        "learned": "fokker.objectives:LearnedTimes",
     },
+    "ema": {"constant": "fokker.train:Constant", "power": "fokker.train:Power"},
     "objective": {"denoising": "fokker.objectives:Denoising"},
     "grid": {
         "t": "fokker.solvers:UniformT",
@@ -80,6 +87,11 @@ KINDS: dict[str, dict[str, str]] = {
         "spirals": "fokker.data:Spirals",
         "pinwheel": "fokker.data:Pinwheel",
         "fashion": "fokker.data:Fashion",
+        "fashion-mnist": "fokker.data:FashionMNIST",
+        "mnist": "fokker.data:MNIST",
+        "cifar10": "fokker.data:CIFAR10",
+        "latents": "fokker.data:Latents",
+        "hub": "fokker.data:Hub",
         "folder": "fokker.data:Folder",
         "arrays": "fokker.data:Arrays",
         "table": "fokker.data:Table",
@@ -87,8 +99,10 @@ KINDS: dict[str, dict[str, str]] = {
         "signals": "fokker.data:Signals",
         "heartbeats": "fokker.data:Heartbeats",
         "molecules": "fokker.data:Molecules",
+        "shards": "fokker.shards:Shards",
     },
     "codec": {
+        "latent": "fokker.data:LatentCodec",
         "table": "fokker.data:TableCodec",
         "signal": "fokker.data:SignalCodec",
         "smiles": "fokker.data:SmilesCodec",
@@ -197,6 +211,8 @@ def spec(thing: Any, tensors: dict[str, Tensor] | None = None, path: str = "", i
             raise ConfigError(f"{path}: an array of {thing.value.numel()} numbers needs a tensor file, not JSON alone")
         tensors[f"array:{path}"] = thing.value
         return {"tensor": f"array:{path}"}
+    if isinstance(thing, InMemory):
+        raise ConfigError(f"{path}: {thing!r} cannot be written to a file: {thing.instead}")
     dot = f"{path}." if path else ""
     if isinstance(thing, nn.Module):
         _, kind = kind_of(thing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -41,7 +41,7 @@ def sample(
     pad: bool = False,
     callback: Callback | None = None,
     after_step: AfterStep | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[int], object] = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -67,7 +67,7 @@ def sample(
         callback: (step, time, x, prediction) after the first evaluation of each step; True stops that batch there.
             `prediction.x` is the live state: read what you need before returning.
         after_step: (step, x) -> new state or None.
-        progress: show a bar.
+        progress: show a bar; or a function that is told the number of samples of every finished batch.
         device: default: the denoiser's parameters', else the CPU.
         dtype: of the state, float32 or float64.
 
@@ -82,8 +82,8 @@ def sample(
     if pad and batch_size is None:
         raise ConfigError("pad: give batch_size, the number to fill up to")
     fill = batch_size if pad else None
-    parts = [job.run(part, fill, callback, after_step) for part in _track(job.parts(batch_size), progress)]
-    return torch.cat(parts)
+    parts = job.parts(batch_size)
+    return torch.cat([job.run(part, fill, callback, after_step) for part in _track(parts, progress)])
 
 
 def trajectory(
@@ -162,7 +162,7 @@ class _Job:
         if dtype not in (torch.float32, torch.float64):
             raise ConfigError(f"dtype: given {dtype}, must be torch.float32 or torch.float64 (the state's precision)")
         self.dtype = dtype if x is None else torch.promote_types(x.dtype, torch.float32)
-        self.device = torch.device(device) if device is not None else _device_of(denoiser)
+        self.device = torch.device(device) if device is not None else device_of(denoiser)
         self.shape = tuple(shape) if shape is not None else tuple(denoiser.shape if x is None else x.shape[1:])
         if not self.shape and x is None:
             raise ConfigError("shape: this denoiser does not know the shape of an event; give shape=(...)")
@@ -255,8 +255,8 @@ class _Job:
         if self.x is not None:
             start = self.x.to(self.device, self.dtype)[rows]
         else:
-            std = float(self.process.prior_std(self.plan.times[0]))
-            start = philox.normal(seed, index, self.shape, domain="prior", dtype=self.dtype) * std
+            noisy = float(self.plan.times[0])
+            start = self.process.prior(self.shape, seed=seed, t=noisy, dtype=self.dtype, indices=index)
 
         def draw(step: int, k: int) -> Tensor:
             return philox.normal(seed, index, self.shape, draw=step << 8 | k, dtype=self.dtype)
@@ -276,7 +276,8 @@ class _Job:
         return result[:count]
 
 
-def _device_of(denoiser: Denoiser) -> torch.device:
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Where a denoiser computes: its parameters' device, else the CPU."""
     inner: Any = denoiser
     while not isinstance(inner, nn.Module) and hasattr(inner, "denoiser"):
         inner = inner.denoiser
@@ -297,12 +298,17 @@ def _take(cond: Any, rows: Tensor) -> Any:
     return value[rows]
 
 
-def _track(parts: list[slice], progress: bool) -> Any:
-    if not progress:
-        return parts
-    from rich.progress import track
+def _track(parts: list[slice], progress: bool | Callable[[int], object]) -> Iterator[slice]:
+    if callable(progress):
+        for part in parts:
+            yield part
+            progress(part.stop - part.start)
+    elif progress:
+        from rich.progress import track
 
-    return track(parts, description="sampling")
+        yield from track(parts, description="sampling")
+    else:
+        yield from parts
 
 
 def diffuse(

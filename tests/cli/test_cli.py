@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -206,13 +207,12 @@ SAMPLING: list[tuple[str, list[Any], list[str]]] = [
     ("free", ["--batch-size", 0], ["batch_size: given 0, must be at least 1"]),
     ("free", ["--batch-size", -2], ["batch_size: given -2"]),
     ("free", ["--label", 0], ["--label: given '0'", "no classes"]),
-    ("free", ["--guidance", 2], ["--guidance", "no classes"]),
+    ("free", ["--guidance", 2], ["guidance: given 2.0", "no classes"]),
     ("told", ["--label", 2], ["--label: given '2'", "0 to 1"]),
     ("told", ["--label=-1"], ["--label: given '-1'", "0 to 1"]),
     ("told", ["--label", "uper"], ["did you mean 'upper'?"]),
     ("told", ["--guidance", "nan"], ["scale", "finite"]),
-    ("told", ["-o", "x.jpg"], ["--output: given 'x.jpg'", ".png or .npy"]),
-    ("told", ["-o", "x"], ["--output: given 'x'", ".png or .npy"]),
+    ("told", ["-o", "x.jpg"], ["--output: given 'x.jpg'", ".png, .npy, .npz", "FOLDER/"]),
     ("told", ["--seeds", 3], ["No such option: --seeds", "fokker sample --help"]),
     ("told", ["--seed", 1.5], ["--seed"]),
     ("told", ["more"], ["unexpected extra argument"]),
@@ -318,6 +318,24 @@ def test_info(call: Call, runs: Path) -> None:
         assert part in text
     mistake(call("info", "gone"), "gone: no such file or run folder")
     mistake(call("info", "--gone"), "No such option")
+    mistake(call("info", runs / "told", "net.width=9"), "'net.width=9': only a recipe can be changed")
+
+
+def test_info_counts_operations_and_reads_recipes(call: Call, runs: Path) -> None:
+    def operations(width: int, depth: int) -> int:
+        """A multiply-add is two: features -> E -> E, first and last layer, and three layers a block."""
+        return 2 * (2 * width * width + 2 * 2 * width + depth * (width * 2 * width + 2 * width * width))
+
+    text = " ".join(call("info", runs / "told").out.split())
+    assert f"FLOPs {operations(8, 1):,} per sample and forward pass" in text and "recipe" not in text
+    result = call("info", "moons", "net={kind: mlp, width: 16, depth: 3}", "data.n=50")
+    text = " ".join(result.out.split())
+    assert result.code == 0 and f"FLOPs {operations(16, 3):,} per" in text and "trained" not in text
+    for part in ("recipe moons", "data 50 samples", "event 2", "kind=mlp, dim=2, width=16", "0 upper, 1 lower"):
+        assert part in text
+    result = call("info", "moons", "net={kind: dit, preset: sx}")
+    mistake(result, "DiT: unknown preset 'sx': did you mean 's'? allowed: b, l, s, xl")
+    assert not list(Path.cwd().iterdir())
 
 
 def test_recipes(call: Call) -> None:
@@ -381,3 +399,30 @@ def test_demo_from_data_to_picture(call: Call, monkeypatch: pytest.MonkeyPatch) 
     real, ours, ratio = map(float, found)
     assert 70 < real < 95 and 0 <= ours < 40  # ours: two steps of training teach nothing
     assert abs(ratio - ours / real) < 0.01 and "picture (one class a column): d-2/demo.png" in result.out
+
+
+# ---- data
+
+
+def test_data_list_and_fetch(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FOKKER_CACHE", str(tmp_path / "cache"))
+    listed = call("data", "list")
+    assert listed.code == 0 and "fashion-mnist" in listed.out and listed.out.endswith("(set FOKKER_CACHE to move it)\n")
+    mistake(call("data", "fetch", "minst"), "no data set 'minst' to fetch: did you mean 'mnist'?")
+    mistake(call("data", "fetch", "mnist", "--from", "gone", "-q"), "gone: does not exist")
+    mistake(call("train", "fashion", "data=cifar10"), "run `fokker data fetch cifar10`")
+
+
+def test_autoencoder_and_training_among_its_latents(call: Call, tmp_path: Path) -> None:
+    np.save("x.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8))
+    Path("mine.yaml").write_text("data: {kind: arrays, path: x.npy, holdout: 0.2}\nnet: {kind: mlp, width: 8}\n")
+    options = ["--steps", 2, "--latent", 3, "--width", 4, "--levels", 1]
+    result = call("data", "autoencoder", "mine.yaml", "-q", "-o", "a.safetensors", *options)
+    assert result.code == 0 and result.err == "" and result.out.startswith("trained: a.safetensors  (mean squared")
+    mistake(call("data", "autoencoder", "mine.yaml", "-o", "a.safetensors"), "a.safetensors: exists and is left")
+    told = shlex.split(result.out.splitlines()[1].removeprefix("use it: fokker "))
+    assert told[:2] == ["train", "mine.yaml"]
+    model = fk.train.read(told[1], told[2:])
+    samples = model.data.load("test")
+    assert samples.shape == (3, 4, 4) and samples.codec is not None
+    assert samples.codec.decode(samples.values).shape == (len(samples), 1, 8, 8)

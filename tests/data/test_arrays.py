@@ -59,6 +59,15 @@ def test_pictures(tmp_path: Path, shape: tuple[int, ...]) -> None:
     assert samples.is_image and np.array_equal(samples.values.numpy(), expected)
 
 
+def test_flip_is_for_training_on_pictures(tmp_path: Path) -> None:
+    images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20)
+    for path, key in ((npy(tmp_path / "x.npy", images), ""), (npz(tmp_path / "x.npz", x=images, y=labels), "y")):
+        arrays = Arrays(path, label_key=key, flip=True)
+        assert arrays.load().flip and not arrays.load("test").flip and not Arrays(path, label_key=key).load().flip
+    with pytest.raises(ConfigError, match=r"flip: only images"):
+        Arrays(npy(tmp_path / "f.npy", GRID), flip=True).load()
+
+
 @pytest.mark.parametrize("cut", [10, 200, -30])
 def test_truncated_files_are_named(tmp_path: Path, cut: int) -> None:
     for path in (tmp_path / "x.npz", tmp_path / "x.npy"):

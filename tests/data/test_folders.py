@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fokker.data import Folder
+from fokker.data import Folder, folders
 from fokker.errors import ConfigError, FileError
 
 
@@ -94,3 +94,52 @@ def test_refused_trees(tmp_path: Path) -> None:
         Folder(str(tmp_path), size=4).load()
     with pytest.raises(ConfigError, match="none of its 1 pictures fell into the test split"):
         Folder(str(tmp_path / "only"), size=4, holdout=0).load("test")
+
+
+def test_flip_is_for_training(tmp_path: Path) -> None:
+    for i in range(20):
+        save(tmp_path / f"a/{i}.png", flat(i)), save(tmp_path / f"b/{i}.png", flat(i))
+    for path in (tmp_path / "a", tmp_path):
+        for flip in (False, True):
+            folder = Folder(str(path), size=4, holdout=0.4, flip=flip)
+            assert folder.load().flip is flip and not folder.load("test").flip
+
+
+def test_cached_pictures_are_mapped_and_follow_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOKKER_CACHE", str(tmp_path / "cache"))
+    for i in range(6):
+        save(tmp_path / f"x/{'ab'[i % 2]}/{i}.png", flat(10 * i))
+    (tmp_path / "x/a/bad.png").write_bytes(b"not a picture")
+    fields = {"path": str(tmp_path / "x"), "size": 4, "holdout": 0}
+    plain, cached = Folder(**fields), Folder(**fields, cache=True)  # type: ignore[arg-type]
+
+    def same(calls: int) -> None:
+        decoded = []
+        with monkeypatch.context() as patch:
+            patch.setattr(folders, "square", lambda *args: decoded.append(1) or square(*args))
+            with pytest.warns(UserWarning, match=r"1 pictures cannot be decoded and are skipped: a/bad\.png"):
+                samples = cached.load()
+        with pytest.warns(UserWarning, match="1 pictures cannot be decoded"):
+            expected = plain.load()
+        assert torch.equal(samples.values, expected.values) and len(decoded) == calls
+        assert samples.labels is not None and expected.labels is not None
+        assert torch.equal(samples.labels, expected.labels)
+
+    square, folder = folders.square, tmp_path / "cache/folders"
+    same(6), same(0)
+    assert len(list(folder.iterdir())) == 2
+    data = next(folder.glob("*.bytes"))
+    assert data.stat().st_size == 6 * 48
+    data.write_bytes(data.read_bytes()[:-1])  # cut short: made again
+    same(6), same(0)
+    save(tmp_path / "x/a/0.png", flat(99))  # another content
+    save(tmp_path / "x/a/new.png", flat(98))
+    same(7), same(0)
+    (tmp_path / "x/a/bad.png").unlink()
+    assert torch.equal(Folder(**fields | {"size": 2}, cache=True).load().values[0], torch.full((3, 2, 2), 99).byte())
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y/bad.png").write_bytes(b"not a picture")
+    for _ in range(2):
+        with warnings.catch_warnings(), pytest.raises(FileError, match="none of the 1 pictures"):
+            warnings.simplefilter("ignore")
+            Folder(str(tmp_path / "y"), size=4, holdout=0, cache=True).load()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fokker.errors import ConfigError
-from fokker.nets import MLP, UNet
+from fokker.nets import MLP, DiT, UNet
 from fokker.registry import build, spec
 
 Make = Callable[..., Any]
@@ -23,9 +23,24 @@ def unet(**fields: Any) -> Any:
     return UNet(**defaults | fields)
 
 
+def dit(**fields: Any) -> Any:
+    return DiT(**{"channels": 2, "size": 6, "patch": 3, "width": 16, "depth": 2, "heads": 2} | fields)
+
+
+def signal_unet(**fields: Any) -> Any:
+    return unet(axes=1, **fields)
+
+
+def signal_dit(**fields: Any) -> Any:
+    return dit(axes=1, positions="learned", **fields)
+
+
+EVENTS = {mlp: (3,), unet: (2, 5, 5), dit: (2, 6, 6), signal_unet: (2, 5), signal_dit: (2, 6)}
+
+
 def draw(make: Make, n: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shape = (3,) if make is mlp else (2, 5, 5)
+    shape = EVENTS[make]
     x = torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(dtype)
     return x, torch.rand(n, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -39,23 +54,32 @@ def awake(net: Any) -> Any:
     return net.eval()
 
 
-both = pytest.mark.parametrize("make", [mlp, unet])
-CONDITIONS: list[tuple[dict[str, int], Tensor]] = [
-    ({}, torch.empty(0)),
-    ({"classes": 4}, torch.tensor([0, -1, 3])),
-    ({"cond_dim": 2}, torch.tensor([[0.3, 1.0], [torch.nan, 2.0], [-1.0, 0.0]])),
-]
-conditions = pytest.mark.parametrize(("fields", "cond"), CONDITIONS, ids=["none", "labels", "vectors"])
+every = pytest.mark.parametrize("make", list(EVENTS))
+VECTORS = torch.tensor([[0.3, 1.0], [torch.nan, 2.0], [-1.0, 0.0]])
+CONDITIONS: dict[str, tuple[dict[str, int], Tensor]] = {
+    "none": ({}, torch.empty(0)),
+    "labels": ({"classes": 4}, torch.tensor([0, -1, 3])),
+    "vectors": ({"cond_dim": 2}, VECTORS),
+    "tokens": ({"tokens": 5, "cond_length": 3}, torch.tensor([[0, 4, 2], [-1, -1, -1], [3, 1, -1]])),
+    "sequences": ({"cond_dim": 2, "cond_length": 3}, torch.stack([VECTORS, VECTORS.roll(1, 0), 0 * VECTORS])),
+}
+conditions = pytest.mark.parametrize(
+    ("make", "fields", "cond"),
+    [
+        pytest.param(make, *CONDITIONS[name], id=f"{make.__name__}-{name}")
+        for make in EVENTS
+        for name in CONDITIONS
+        if make is not mlp or name in ("none", "labels", "vectors")
+    ],
+)
 
 
-@both
 @conditions
 def test_fresh_output_is_zero(make: Make, fields: dict[str, int], cond: Tensor) -> None:
     net, (x, time) = make(**fields), draw(make)
     assert (net(x, time, cond if fields else None) == 0).all() and (net(x, torch.tensor(0.3)) == 0).all()
 
 
-@both
 @conditions
 def test_samples_are_independent(make: Make, fields: dict[str, int], cond: Tensor) -> None:
     net, (x, time) = awake(make(**fields)), draw(make)
@@ -66,7 +90,7 @@ def test_samples_are_independent(make: Make, fields: dict[str, int], cond: Tenso
     assert not torch.allclose(net(x, time), net(x, time + 0.1), atol=1e-3)
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("fields", "null", "a", "b"),
     [
@@ -82,7 +106,6 @@ def test_null_is_none_and_conditions_matter(make: Make, fields: Any, null: Tenso
     assert (net(x, time, a) - net(x, time)).abs().max() > 1e-3
 
 
-@both
 @conditions
 def test_every_parameter_learns(make: Make, fields: dict[str, int], cond: Tensor) -> None:
     net, (x, time) = awake(make(**fields)), draw(make)
@@ -94,7 +117,6 @@ def test_every_parameter_learns(make: Make, fields: dict[str, int], cond: Tensor
         assert table is not None and (table.abs().amax(1) > 0).tolist() == [True, False, False, True, True]
 
 
-@both
 @conditions
 def test_jvp_is_the_derivative(make: Make, fields: dict[str, int], cond: Tensor) -> None:
     net = awake(make(**fields)).double()
@@ -112,7 +134,7 @@ def test_jvp_is_the_derivative(make: Make, fields: dict[str, int], cond: Tensor)
         assert ((up - down) / (2 * h) - derivative).abs().max() < 1e-6 * derivative.abs().max()
 
 
-@both
+@every
 def test_jvp_trains(make: Make) -> None:
     net, (x, time) = awake(make(classes=4)), draw(make)
     cond = torch.tensor([0, 1, -1])
@@ -123,7 +145,7 @@ def test_jvp_trains(make: Make) -> None:
     )
 
 
-@both
+@every
 def test_bf16_autocast_is_close_and_keeps_time_exact(make: Make) -> None:
     net, (x, time) = awake(make(classes=4)), draw(make)
     reference = net(x, time)
@@ -144,7 +166,7 @@ def test_channels_last_gives_the_same_numbers() -> None:
     assert torch.allclose(given, reference, atol=1e-5, rtol=1e-5)
 
 
-@both
+@every
 def test_time_features_are_as_stated(make: Make) -> None:
     net = make()
     dim = net.embedding.features.dim
@@ -155,7 +177,6 @@ def test_time_features_are_as_stated(make: Make) -> None:
     assert torch.allclose(features, torch.cat([angle.cos(), angle.sin()], 1), atol=1e-12)
 
 
-@both
 @conditions
 def test_round_trip_through_the_registry(make: Make, fields: dict[str, int], cond: Tensor) -> None:
     net = make(**fields)
@@ -164,7 +185,7 @@ def test_round_trip_through_the_registry(make: Make, fields: dict[str, int], con
     again.load_state_dict(net.state_dict())
 
 
-@both
+@every
 def test_misuse_is_named(make: Make) -> None:
     x, time = draw(make)
     with pytest.raises(ConfigError, match="set its field classes=K or cond_dim=d"):
@@ -203,7 +224,7 @@ def test_dropout_only_in_training() -> None:
     assert not torch.equal(net(x, time), net(x, time))
 
 
-@both
+@every
 def test_attention_and_depth_reach_everywhere(make: Make) -> None:
     net, (x, time) = awake(make()), draw(make, n=1)
     jacobian = torch.func.jacrev(lambda x: net(x, time).flatten())(x)
@@ -211,7 +232,7 @@ def test_attention_and_depth_reach_everywhere(make: Make) -> None:
 
 
 @pytest.mark.slow
-@both
+@pytest.mark.parametrize("make", [mlp, unet])
 def test_compiles_whole(make: Make) -> None:
     net, (x, time) = awake(make(classes=4)), draw(make)
     compiled: Any = torch.compile(net, fullgraph=True)

@@ -10,7 +10,7 @@ from fokker.nets import MLP
 from fokker.objectives import Denoising
 from fokker.process import OU
 from fokker.sampling import sample
-from fokker.train import EMA
+from fokker.train import Averages, Constant
 
 STEPS, RATE = 300, 3e-3
 
@@ -20,7 +20,8 @@ def trained(predict: str, seed: int, data: torch.Tensor) -> NetDenoiser:
     process = OU(horizon=3.0, t_min=0.02)
     torch.manual_seed(seed)
     denoiser = NetDenoiser(MLP(2, 32, 2), process, predict=predict, shape=(2,))
-    average, objective = EMA(denoiser, 0.98), Denoising(weight="sigma2", stratified=True)
+    objective = Denoising(weight="sigma2", stratified=True)
+    average = Averages(dict(denoiser.named_parameters()), Constant(0.98))
     optimiser = torch.optim.Adam(denoiser.parameters())
     for step in range(STEPS):
         optimiser.param_groups[0]["lr"] = RATE * min(1.0, (step + 1) / 50) * min(1.0, 2 * (1 - step / STEPS))
@@ -29,8 +30,9 @@ def trained(predict: str, seed: int, data: torch.Tensor) -> NetDenoiser:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimiser.step()
-        average.update(denoiser, step)
-    return average.model
+        average.update(step)
+    denoiser.load_state_dict(average.values())
+    return denoiser.eval()
 
 
 @pytest.mark.slow

@@ -19,10 +19,9 @@ def demo(
 
     from ..data import picture
     from ..files import write_whole
-    from ..guidance import CFG
     from ..metrics import class_agreement, train_classifier
-    from ..sampling import sample
     from ..train import fit, load, read
+    from ..train.drawing import draw
 
     chosen, number = folder, 1
     while chosen.exists():
@@ -31,22 +30,11 @@ def demo(
     recipe = read("fashion", [*(overrides or ()), f"run.dir={chosen}"])
     fit(recipe)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    denoiser, options = load(chosen).to(device), recipe.sampling
-    labels = torch.arange(200) % 10
+    denoiser = load(chosen).to(device)
     typer.echo("drawing 200 samples, 20 of each class ...")
-    guided = CFG(denoiser, options.guidance)
-    x = sample(
-        guided,
-        n=200,
-        cond=labels,
-        solver=options.solver,
-        grid=options.grid,
-        steps=options.steps,
-        seed=1,
-        batch_size=100,
-        pad=True,
-        progress=True,
-    ).cpu()
+    x, labels = draw(denoiser, recipe.sampling, 200, cond=torch.arange(10), seed=1, batch_size=100, progress=True)
+    x = x.cpu()
+    assert labels is not None
     image = picture(x[:80], columns=10)
     assert image is not None
     write_whole(chosen / "demo.png", lambda path: image.save(path, format="PNG"))

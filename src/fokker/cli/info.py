@@ -1,8 +1,9 @@
-"""`fokker info [RUN]`."""
+"""`fokker info [RUN | RECIPE [key=value ...]]`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -10,42 +11,69 @@ __all__ = ["info"]
 
 
 def info(
-    run: Annotated[str | None, typer.Argument(help="A run folder or model file; nothing: the installation.")] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="A run folder, model file or recipe; nothing: the installation.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes of a recipe, such as net.width=64.")] = None,
 ) -> None:
-    """Describe a trained model, or the installation and everything it can build."""
+    """Describe a trained model, what a recipe would train, or the installation and everything it can build."""
     from rich.console import Console
     from rich.table import Table
 
-    console, table = Console(), Table(box=None, show_header=False)
-    if run is None:
-        import platform
+    table = Table(box=None, show_header=False)
+    for name, value in _installation() if what is None else _described(what, overrides or []):
+        table.add_row(name, value)
+    Console().print(table)
 
-        import torch
 
-        from .. import __version__
-        from ..registry import KINDS
+def _installation() -> list[tuple[str, str]]:
+    import platform
 
-        table.add_row("fokker", __version__)
-        table.add_row("python, torch", f"{platform.python_version()}, {torch.__version__}")
-        table.add_row("device", torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
-        for family, kinds in KINDS.items():
-            table.add_row(family, ", ".join(kinds))
-        console.print(table)
-        return
-    from ..train import load, read_header
+    import torch
+
+    from .. import __version__
+    from ..registry import KINDS
+
+    return [
+        ("fokker", __version__),
+        ("python, torch", f"{platform.python_version()}, {torch.__version__}"),
+        ("device", torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"),
+        *((family, ", ".join(kinds)) for family, kinds in KINDS.items()),
+    ]
+
+
+def _described(what: str, overrides: list[str]) -> list[tuple[str, str]]:
+    from ..errors import ConfigError
+    from ..nets import count
+    from ..registry import spec
+    from ..train import load, read, read_header, recipe_names
     from ..train.checkpoint import model_path
 
-    recipe, extra = read_header(run)
-    denoiser = load(run)
-    table.add_row("file", str(model_path(run)))
-    table.add_row("parameters", f"{sum(p.numel() for p in denoiser.parameters()):,}")
-    table.add_row("event", " x ".join(map(str, denoiser.shape)))
-    table.add_row("process", str(denoiser.process))
-    table.add_row("predicts", denoiser.reading.name)
-    table.add_row("lam range", f"{denoiser.lam_range[0]:.3f} to {denoiser.lam_range[1]:.3f}")
-    table.add_row("network", ", ".join(f"{k}={v}" for k, v in recipe["net"].items()))
+    path, extra = Path(what), dict[str, Any]()
+    if not path.is_dir() and (what in recipe_names() or path.suffix in (".yaml", ".yml")):
+        recipe = read(what, overrides)
+        samples = recipe.data.load("train")
+        denoiser = recipe.model(samples)
+        rows, extra = [("recipe", what), ("data", f"{len(samples):,} samples")], {"classes": samples.classes}
+    elif overrides:
+        raise ConfigError(f"{overrides[0]!r}: only a recipe can be changed, and {what} is none")
+    else:
+        extra = read_header(what)[1]
+        denoiser, rows = load(what), [("file", str(model_path(what)))]
+    low, high = denoiser.lam_range
+    rows += [("parameters", f"{sum(p.numel() for p in denoiser.parameters()):,}")]
+    if denoiser.shape:
+        operations = f"{count(denoiser.net, denoiser.shape).flops:,}"
+        rows += [("FLOPs", f"{operations} per sample and forward pass (a multiply-add is 2)")]
+    rows += [
+        ("event", " x ".join(map(str, denoiser.shape))),
+        ("process", str(denoiser.process)),
+        ("predicts", denoiser.reading.name),
+        ("lam range", f"{low:.3f} to {high:.3f}"),
+        ("network", ", ".join(f"{k}={v}" for k, v in spec(denoiser.net).items())),
+    ]
     if extra.get("classes"):
-        table.add_row("classes", ", ".join(f"{i} {name}" for i, name in enumerate(extra["classes"])))
+        rows += [("classes", ", ".join(f"{i} {name}" for i, name in enumerate(extra["classes"])))]
     if "step" in extra:
-        table.add_row("trained", f"{extra['step']} steps")
-    console.print(table)
+        rows += [("trained", f"{extra['step']} steps")]
+    return rows

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
 from ..errors import ConfigError, FileError, closest
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..denoiser import NetDenoiser
+    from ..launch import Place
+    from ..shards import Sharding
+    from ..train.drawing import Drawing
+
 __all__ = ["sample"]
+
+ENDINGS = (".png", ".npy", ".npz")
 
 
 def sample(
     run: Annotated[str, typer.Argument(help="A run folder or a model.safetensors file.")],
-    n: Annotated[int, typer.Option("--n", help="How many samples.")] = 64,
+    n: Annotated[int | None, typer.Option("-n", "--n", help="How many samples; default 64.")] = None,
     solver: Annotated[
         str | None, typer.Option(help="euler, heun, rk4, ddim, ancestral, ...; fields as in ddim:eta=0.5.")
     ] = None,
@@ -23,86 +33,214 @@ def sample(
     nfe: Annotated[int | None, typer.Option(help="In place of steps: the most network evaluations allowed.")] = None,
     grid: Annotated[str | None, typer.Option(help="t, lam, karras, quadratic.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
+    indices: Annotated[str | None, typer.Option(help="Only the samples A:B of the seed (B is not drawn).")] = None,
     label: Annotated[str | None, typer.Option(help="A class, by number or name; default: all in turn.")] = None,
+    cond: Annotated[
+        Path | None, typer.Option(help="A .npy file with rows of conditions, taken in turn by the samples.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples per network call.")] = 64,
-    output: Annotated[Path, typer.Option("-o", "--output", help=".png for a picture, .npy for numbers.")] = Path(
-        "samples.png"
-    ),
+    output: Annotated[
+        str,
+        typer.Option("-o", "--output", help=".png for a picture, .npy or .npz for numbers, a FOLDER for many samples."),
+    ] = "samples.png",
+    shard: Annotated[
+        int | None,
+        typer.Option(help="Samples in a file of a folder, a multiple of the batch size; default about 1000."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, or uint8 for pictures as bytes.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
 ) -> None:
-    """Draw samples from a trained model and write them as a picture or as numbers."""
+    """Draw samples from a trained model: a picture, a file of numbers, or a folder of shards.
+
+    A folder is filled by one process or by several (accelerate launch -m fokker sample ..., or torchrun), and the same
+    command goes on where it stopped.
+    """
+    from ..files import file_digest
+    from ..launch import lonely, place
+    from ..shards import Sharding
+    from ..train import load, read_header
+    from ..train.checkpoint import model_path
+    from ..train.drawing import settle
+    from ..train.options import Sampling
+
+    target, into_folder = Path(output), _is_folder(output)
+    span = _span(n, indices)
+    if dtype not in ("float32", "uint8"):
+        raise ConfigError(f"--dtype: given {dtype!r}, must be float32 or uint8")
+    if into_folder and (indices is not None or overwrite):
+        raise ConfigError("--indices, --overwrite: a folder holds all samples from 0 on and is continued; leave them")
+    if not into_folder:
+        _check_file(target, overwrite, shard)
+    here = place()
+    if here.world > 1 and not into_folder:
+        raise ConfigError(f"--output: given {output!r}; several processes write into a folder: -o FOLDER")
+    if lonely():
+        typer.echo(f"fokker: note: {lonely()}", err=True)
+    _, info = read_header(run)
+    denoiser = load(run).to(here.device)
+    defaults = info.get("recipe", {}).get("sampling")
+    way = settle(
+        denoiser,
+        None if defaults is None else Sampling(**defaults),
+        cond=_condition(denoiser, info.get("classes", []), label, cond),
+        guidance=guidance,
+        solver=None if solver is None else _component(solver),
+        grid=grid,
+        steps=steps,
+        nfe=nfe,
+    )
+    if not into_folder:
+        _one_file(way, target, span, seed, batch_size, dtype)
+        return
+    about = {"model": file_digest(model_path(run)), "guidance": way.guidance}
+    keys: dict[str, Any] = {"n": len(span), "seed": seed, "batch_size": batch_size, "shard": shard, "cond": way.cond}
+    _fill(Sharding(target, way.denoiser, about=about, dtype=_dtype(dtype), **keys, **way.options), here)
+
+
+def _one_file(way: Drawing, target: Path, span: range, seed: int, batch_size: int, dtype: str) -> None:
+    import torch
+
+    from ..data import to_uint8
+    from .stopping import stopping
+
+    with stopping(lambda: "nothing was written"):
+        size = min(batch_size, len(span)) if batch_size > 0 else batch_size
+        x, cond = way(
+            indices=torch.arange(span.start, span.stop), seed=seed, batch_size=size, progress=len(span) > batch_size
+        )
+        x = x.cpu()
+        finite = bool(torch.isfinite(x).all())
+        _write(target, x if dtype == "float32" else to_uint8(x), cond)
+    if not finite:
+        typer.echo("fokker: warning: some samples are not finite", err=True)
+    typer.echo(f"{len(span)} samples: {target}")
+
+
+def _write(path: Path, x: Tensor, cond: Tensor | None = None) -> None:
+    """Write samples, and what they were asked to be, as the file's ending says; whole or not at all."""
+    import numpy as np
+
+    from ..data import picture
+    from ..files import write_whole
+
+    if path.suffix == ".png":
+        image = picture(x, columns=max(1, round(len(x) ** 0.5)))
+        if image is None:
+            raise ConfigError(f"--output: samples of shape {tuple(x.shape[1:])} have no picture; write a .npy file")
+        write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
+        return
+    arrays = {"x": x.numpy()} | ({} if cond is None else {"labels" if cond.ndim == 1 else "cond": cond.numpy()})
+
+    def write_numbers(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            if path.suffix == ".npy":
+                np.save(file, arrays["x"], allow_pickle=False)
+            else:
+                np.savez(file, allow_pickle=False, **arrays)
+
+    write_whole(path, write_numbers)
+
+
+def _fill(job: Sharding, here: Place) -> None:
+    """Fill a folder of shards together with the other processes."""
+    import sys
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..launch import together
+    from .stopping import stopping
+
+    def say(line: str) -> None:
+        typer.echo(f"fokker: {line}", err=True)
+
+    def how() -> str:
+        return f"{job.done()} of {job.n} samples are in {job.folder}; the same command goes on" if here.first else ""
+
+    before = job.done()
+    if here.first and 0 < before < job.n:
+        typer.echo(f"going on: {before} of {job.n} samples are in {job.folder}")
+    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = here.first and sys.stdout.isatty()
+    with together(here) as barrier:
+        with stopping(how), Progress(*columns, disable=not shown) as bar:
+            task = bar.add_task("", total=job.share(here.rank, here.world))
+            report = job.run(rank=here.rank, world=here.world, progress=lambda count: bar.advance(task, count), say=say)
+        barrier()
+        if here.first:
+            job.finish()
+    if report.not_finite:
+        say("warning: some samples are not finite (manifest.json says in which files)")
+    if here.first:
+        note = "  (all were there, and whole)" if before == job.n and not report.drawn else ""
+        typer.echo(f"{job.n} samples in {len(job.files)} shards: {job.folder}{note}")
+
+
+def _is_folder(output: str) -> bool:
+    return output.endswith("/") or not Path(output).suffix or Path(output).is_dir()
+
+
+def _check_file(path: Path, overwrite: bool, shard: int | None) -> None:
+    if path.suffix not in ENDINGS:
+        raise ConfigError(f"--output: given {str(path)!r}; must end in {', '.join(ENDINGS)}, or be a folder: FOLDER/")
+    if shard is not None:
+        raise ConfigError(f"--shard: given {shard}, but {path} is one file; give a folder: -o FOLDER")
+    if path.exists() and not overwrite:
+        raise FileError(f"{path} exists and is left as it is; choose another name or give --overwrite")
+
+
+def _span(n: int | None, indices: str | None) -> range:
+    """Which samples of the seed."""
+    if indices is None:
+        if n is not None and n < 1:
+            raise ConfigError(f"--n: given {n}, must be at least 1")
+        return range(64 if n is None else n)
+    first, colon, stop = indices.partition(":")
+    if n is not None or not colon or not (first or "0").isdecimal() or not stop.isdecimal():
+        raise ConfigError(f"--indices: given {indices!r}; must be A:B, such as 100:164, and without --n")
+    span = range(int(first or "0"), int(stop))
+    if span.stop > 2**32:
+        raise ConfigError(f"--indices: given {indices!r}; samples are numbered below 2^32 = {2**32}")
+    if not span:
+        raise ConfigError(f"--indices: given {indices!r}; A:B are the samples from A on, before B: none here")
+    return span
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+def _condition(denoiser: NetDenoiser, names: list[str], label: str | None, file: Path | None) -> Any:
+    from ..train.drawing import class_count
+
+    if file is None:
+        return _label(label, class_count(denoiser), names)
+    if label is not None:
+        raise ConfigError("--label, --cond: give one of them")
     import numpy as np
     import torch
 
-    from ..files import write_whole
-    from ..guidance import CFG
-    from ..sampling import sample as draw
-    from ..train import load, read_header
-    from ..train.trainer import class_count
-
-    if n < 1:
-        raise ConfigError(f"--n: given {n}, must be at least 1")
-    if output.suffix not in (".png", ".npy"):
-        raise ConfigError(f"--output: given {str(output)!r}; must end in .png or .npy")
-    if output.exists() and not overwrite:
-        raise FileError(f"{output} exists and is left as it is; choose another name or give --overwrite")
-    _, info = read_header(run)
-    denoiser = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
-    defaults: dict[str, Any] = info.get("recipe", {}).get("sampling", {})
-    count = class_count(denoiser)
-    cond = _labels(label, count, info.get("classes", []), n)
-    scale = defaults.get("guidance", 1.0) if guidance is None else guidance
-    if cond is None and guidance is not None and guidance != 1.0:
-        raise ConfigError("--guidance: this model has no classes to be guided to")
-    guided = denoiser if cond is None or scale == 1.0 else CFG(denoiser, scale)
-    x = draw(
-        guided,
-        n=n,
-        solver=_component(solver) if solver is not None else defaults.get("solver"),
-        grid=grid if grid is not None else defaults.get("grid"),
-        steps=steps if steps is not None or nfe is not None else defaults.get("steps"),
-        nfe=nfe,
-        cond=cond,
-        seed=seed,
-        batch_size=min(batch_size, n) if batch_size > 0 else batch_size,
-        pad=True,
-        progress=n > batch_size,
-    )
-    if output.suffix == ".npy":
-        numbers = x.cpu().numpy()
-
-        def write_numbers(path: Path) -> None:
-            with path.open("wb") as file:
-                np.save(file, numbers, allow_pickle=False)
-
-        write_whole(output, write_numbers)
-    else:
-        from ..data import picture
-
-        image = picture(x, columns=max(1, round(n**0.5)))
-        if image is None:
-            raise ConfigError(f"--output: samples of shape {tuple(x.shape[1:])} have no picture; write a .npy file")
-        write_whole(output, lambda path: image.save(path, format="PNG"))
-    if not torch.isfinite(x).all():
-        typer.echo("fokker: warning: some samples are not finite", err=True)
-    typer.echo(f"{n} samples: {output}")
+    try:
+        rows = np.load(file.expanduser(), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"{file}: cannot be read as .npy ({error})") from None
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiu" or rows.ndim < 1 or not len(rows):
+        raise FileError(f"{file}: must hold one array of numbers with one row per condition, at least one")
+    return torch.from_numpy(rows.astype(np.float32 if rows.dtype.kind == "f" else np.int64))
 
 
-def _labels(label: str | None, count: int, names: list[str], n: int) -> Any:
-    import torch
-
-    if count == 0:
-        if label is not None:
-            raise ConfigError(f"--label: given {label!r}, but this model has no classes")
-        return None
+def _label(label: str | None, count: int, names: list[str]) -> int | None:
     if label is None:
-        return torch.arange(n) % count
+        return None
+    if count == 0:
+        raise ConfigError(f"--label: given {label!r}, but this model has no classes")
     by_name = {name.casefold(): i for i, name in enumerate(names)}
     if label.casefold() in by_name:
-        return torch.full((n,), by_name[label.casefold()])
+        return by_name[label.casefold()]
     if label.isdecimal() and int(label) < count:
-        return torch.full((n,), int(label))
+        return int(label)
     numbers = f"0 to {count - 1}"
     raise ConfigError(f"--label: given {label!r}; allowed: {numbers}{'; ' + closest(label, names) if names else ''}")
 

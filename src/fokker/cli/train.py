@@ -10,14 +10,25 @@ __all__ = ["train"]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `fokker recipes`) or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's name (see `fokker recipes`) or a YAML file; with --resume a run's folder.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes such as train.steps=400 process=vp run.dir=DIR.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Train a model; the run's folder is runs/NAME unless run.dir=... says otherwise."""
-    from ..train import fit, read
+    from .. import train as training
+    from ..launch import lonely, place
 
-    folder = fit(read(recipe, overrides or ()), progress=not quiet)
-    typer.echo(f"trained: {folder}  (sample it: fokker sample {folder} -o samples.png)")
+    if lonely():
+        typer.echo(f"fokker: note: {lonely()}", err=True)
+    changes = overrides or ()
+    if resume:
+        folder = training.resume(recipe, changes, progress=not quiet)
+    else:
+        folder = training.fit(training.read(recipe, changes), progress=not quiet)
+    if place().first:  # of several processes one speaks
+        typer.echo(f"trained: {folder}  (sample it: fokker sample {folder} -o samples.png)")

@@ -4,8 +4,11 @@ from .arrays import Arrays
 from .codec import Codec
 from .columns import Category, Number, TableCodec
 from .export import check_export, write_samples
+from .fetch import DATASETS, cache_folder, fetch_images
 from .folders import Folder
-from .images import Fashion
+from .hub import Hub
+from .images import CIFAR10, MNIST, Fashion, FashionMNIST
+from .latents import LatentCodec, Latents
 from .molecules import Molecules, SmilesCodec
 from .pictures import pairs_image, picture, scatter_image, signals_image
 from .samples import Data, Samples, grid_image, to_uint8
@@ -14,6 +17,9 @@ from .tables import Diabetes, Table
 from .toy import Checkerboard, EightGaussians, Moons, Pinwheel, Spirals, SwissRoll
 
 __all__ = [
+    "CIFAR10",
+    "DATASETS",
+    "MNIST",
     "Arrays",
     "Category",
     "Checkerboard",
@@ -22,8 +28,12 @@ __all__ = [
     "Diabetes",
     "EightGaussians",
     "Fashion",
+    "FashionMNIST",
     "Folder",
     "Heartbeats",
+    "Hub",
+    "LatentCodec",
+    "Latents",
     "Molecules",
     "Moons",
     "Number",
@@ -36,7 +46,9 @@ __all__ = [
     "SwissRoll",
     "Table",
     "TableCodec",
+    "cache_folder",
     "check_export",
+    "fetch_images",
     "grid_image",
     "pairs_image",
     "picture",

@@ -115,6 +115,7 @@ class Arrays(Data):
         cond_key: name of conditions in an .npz, or empty for none: vectors float (N, d), sequences of vectors
             float (N, L, d), or sequences of tokens, integers (N, L); not together with `label_key`.
         holdout: fraction of the test split, in [0, 1).
+        flip: mirror training pictures left to right with probability 1/2; only for pictures.
 
     Raises (from load):
         FileError: the file is missing, truncated or of another format, or holds a number that is not finite.
@@ -126,6 +127,7 @@ class Arrays(Data):
     label_key: str = ""
     cond_key: str = ""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    flip: bool = False
 
     def load(self, split: Literal["train", "test"] = "train") -> Samples:
         """The rows of a split, in their order."""
@@ -144,6 +146,7 @@ class Arrays(Data):
             values[rows],
             None if told is None else told[rows],
             names,
+            flip=self.flip and split == "train",
             cond=None if conditions is None else conditions[rows],
         )
 

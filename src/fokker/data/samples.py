@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import noise as philox
 from ..errors import ConfigError
 from .codec import Codec
 
@@ -23,18 +24,20 @@ class Samples:
         values: (N, *event); uint8 (N, C, H, W) for images, float32 for everything else.
         labels: (N,) int64, or None.
         classes: the name of every label; empty where there are none.
-        codec: the way back from a model's samples to what the data was, where it is not the identity.
+        codec: what turns samples of a model back into the user's values, or None where they are that already.
+        flip: whether training mirrors images left to right, each with probability 1/2 (`augment`).
         cond: what a sample is conditioned on in place of a label: float32 (N, d) vectors, float32 (N, L, d) sequences
             of vectors, or int64 (N, L) sequences of tokens.
 
     Raises:
-        ConfigError: dtypes or lengths do not fit together.
+        ConfigError: dtypes or lengths do not fit together, or flip without images.
     """
 
     values: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     codec: Codec | None = None
+    flip: bool = False
     cond: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +49,8 @@ class Samples:
         if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != shape[:1]):
             given = f"{self.labels.dtype} {tuple(self.labels.shape)}"
             raise ConfigError(f"Samples.labels: given {given}, must be int64 of shape {shape[:1]}")
+        if self.flip and not self.is_image:
+            raise ConfigError("Samples.flip: only images (uint8) can be mirrored; leave flip=False")
         if self.cond is not None:
             given = f"{self.cond.dtype} {tuple(self.cond.shape)}"
             allowed = {torch.float32: (2, 3), torch.int64: (2,)}.get(self.cond.dtype, ())
@@ -83,6 +88,21 @@ class Samples:
         x = x.to(torch.float32) / 127.5 - 1 if self.is_image else x
         told = self.cond if self.labels is None else self.labels
         return x, None if told is None else told[indices]
+
+    def augment(self, x: Tensor, *, seed: int, step: int, positions: Tensor) -> Tensor:
+        """A training batch, changed at random: with `flip`, row b is mirrored if u(seed, step, positions[b]) < 1/2.
+
+        u is uniform, domain "augmentation": what a row becomes does not depend on the rest of the batch.
+
+        Args:
+            x: (B, C, H, W), from `take`.
+            seed, step: the training's seed, and which step, in [0, 2^24).
+            positions: (B,) int64, the rows' places in the global batch.
+        """
+        if not self.flip:
+            return x
+        u = philox.uniform(seed, positions.to(x.device), (1, 1, 1), draw=step << 8, domain="augmentation")
+        return torch.where(u < 0.5, x.flip(-1), x)
 
 
 class Data:

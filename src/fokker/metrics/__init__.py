@@ -1,6 +1,39 @@
-"""Measures of samples against data."""
+"""Measures of samples against data, each with its uncertainty and with what real data get."""
 
 from .classifier import class_agreement, train_classifier
-from .transport import sliced_w2
+from .features import Features, classifier_features, efficientnet_lite0, identity
+from .frechet import frechet_distance, frechet_gaussians
+from .intervals import half_sample_interval
+from .kernels import energy_distance, gaussian_kernel, kid, median_bandwidth, mmd2, polynomial_kernel
+from .neighbours import Memorisation, Support, memorisation, support
+from .report import METRICS, Report, Row, evaluate
+from .transport import sinkhorn_divergence, sliced_w2, wasserstein
 
-__all__ = ["class_agreement", "sliced_w2", "train_classifier"]
+__all__ = [
+    "METRICS",
+    "Features",
+    "Memorisation",
+    "Report",
+    "Row",
+    "Support",
+    "class_agreement",
+    "classifier_features",
+    "efficientnet_lite0",
+    "energy_distance",
+    "evaluate",
+    "frechet_distance",
+    "frechet_gaussians",
+    "gaussian_kernel",
+    "half_sample_interval",
+    "identity",
+    "kid",
+    "median_bandwidth",
+    "memorisation",
+    "mmd2",
+    "polynomial_kernel",
+    "sinkhorn_divergence",
+    "sliced_w2",
+    "support",
+    "train_classifier",
+    "wasserstein",
+]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .. import noise as philox
 from ..data import Samples
-from ..errors import ConfigError
+from ..errors import ConfigError, FileError
+from ..files import read_tensors, write_tensors
 
-__all__ = ["class_agreement", "train_classifier"]
+__all__ = ["agrees", "class_agreement", "kept_classifier", "train_classifier"]
+
+FORMAT = "fokker-classifier-1"
 
 
 def train_classifier(
     samples: Samples, *, epochs: int = 4, batch: int = 100, lr: float = 2e-3, seed: int = 0
-) -> nn.Module:
+) -> nn.Sequential:
     """A small classifier of labelled images: two convolutions, two linear layers, AdamW with cosine decay.
 
     Args:
@@ -28,17 +35,18 @@ def train_classifier(
     Raises:
         ConfigError: the samples are no labelled images.
     """
-    if not samples.is_image or samples.labels is None or not samples.classes:
-        raise ConfigError("train_classifier needs labelled images; these samples are none")
     batch = min(batch, len(samples))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _trained(samples, epochs, batch, lr, seed)
+        return _trained(_fresh(samples), samples, epochs, batch, lr, seed)
 
 
-def _trained(samples: Samples, epochs: int, batch: int, lr: float, seed: int) -> nn.Module:
+def _fresh(samples: Samples) -> nn.Sequential:
+    """The classifier of `train_classifier` before training; weights from torch's generator. Raises ConfigError."""
+    if not samples.is_image or samples.labels is None or not samples.classes:
+        raise ConfigError("train_classifier needs labelled images; these samples are none")
     channels, height, width = samples.shape
-    net = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -52,6 +60,38 @@ def _trained(samples: Samples, epochs: int, batch: int, lr: float, seed: int) ->
         nn.Dropout(0.3),
         nn.Linear(128, len(samples.classes)),
     )
+
+
+def kept_classifier(samples: Samples, file: Path) -> nn.Sequential:
+    """`train_classifier(samples)`, kept in a file: read back if the file's is of the same data, else written.
+
+    Args:
+        samples: labelled images.
+        file: a safetensors file; where it cannot be written nothing is kept.
+
+    Raises:
+        ConfigError: the samples are no labelled images.
+        FileError: the file is damaged or another's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        net = _fresh(samples)
+    assert samples.labels is not None
+    digest = hashlib.sha256(str((tuple(samples.values.shape), samples.classes)).encode())
+    for part in (samples.values, samples.labels):
+        digest.update(part.contiguous().numpy().data)
+    data = digest.hexdigest()
+    if file.exists():
+        tensors, texts = read_tensors(file, FORMAT)
+        if texts.get("data") == data:
+            net.load_state_dict(tensors)
+            return net.eval()
+    net = train_classifier(samples)
+    with suppress(FileError):
+        write_tensors(file, net.state_dict(), {"format": FORMAT, "data": data})
+    return net
+
+
+def _trained(net: nn.Sequential, samples: Samples, epochs: int, batch: int, lr: float, seed: int) -> nn.Sequential:
     steps = epochs * (len(samples) // batch)
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -68,10 +108,14 @@ def _trained(samples: Samples, epochs: int, batch: int, lr: float, seed: int) ->
 
 
 @torch.no_grad()
-def class_agreement(classifier: nn.Module, x: Tensor, labels: Tensor, batch: int = 500) -> float:
-    """The share of images (N, C, H, W) that the classifier puts into their class (N,)."""
+def agrees(classifier: nn.Module, x: Tensor, labels: Tensor, batch: int = 500) -> Tensor:
+    """Which images (N, C, H, W) the classifier puts into their class (N,): booleans (N,). Raises ConfigError."""
     if len(x) != len(labels) or len(x) == 0:
         raise ConfigError(f"class_agreement: given {len(x)} images and {len(labels)} labels, must be equal and > 0")
     parts = [slice(i, i + batch) for i in range(0, len(x), batch)]
-    right = [(classifier(x[part]).argmax(1) == labels[part]).sum() for part in parts]
-    return float(torch.stack(right).sum()) / len(x)
+    return torch.cat([classifier(x[part]).argmax(1) == labels[part] for part in parts])
+
+
+def class_agreement(classifier: nn.Module, x: Tensor, labels: Tensor, batch: int = 500) -> float:
+    """The share of images (N, C, H, W) that the classifier puts into their class (N,)."""
+    return float(agrees(classifier, x, labels, batch).sum()) / len(x)

@@ -5,10 +5,25 @@ what it is: t, log-SNR/4, ...), cond what the net was built for. The output is e
 """
 
 from .attention import attend
+from .autoencoder import Autoencoder, load_autoencoder, save_autoencoder
 from .count import Count, count
 from .dit import DiT
 from .features import Condition, Context, Embedding, TimeFeatures
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "Condition", "Context", "Count", "DiT", "Embedding", "TimeFeatures", "UNet", "attend", "count"]
+__all__ = [
+    "MLP",
+    "Autoencoder",
+    "Condition",
+    "Context",
+    "Count",
+    "DiT",
+    "Embedding",
+    "TimeFeatures",
+    "UNet",
+    "attend",
+    "count",
+    "load_autoencoder",
+    "save_autoencoder",
+]

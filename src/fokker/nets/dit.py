@@ -47,7 +47,6 @@ class Block(nn.Module):
         self.modulation = zeroed(nn.Linear(width, 6 * width))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.mix = SelfAttention(width, heads)
-        self.cross_norm = nn.LayerNorm(width, eps=1e-6) if context else None
         self.cross = CrossAttention(width, heads, width) if context else None
         self.inner, self.outer = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
@@ -57,8 +56,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, dim=2)
         y = self.mix(torch.addcmul(shift1, self.norm(h), 1 + scale1), turn)
         h = torch.addcmul(h, gate1, self.dropout(y))
-        if self.cross is not None and self.cross_norm is not None:
-            h = h + self.cross(self.cross_norm(h), context)
+        if self.cross is not None:
+            h = h + self.cross(self.norm(h), context)
         y = gelu(self.inner(torch.addcmul(shift2, self.norm(h), 1 + scale2)), approximate="tanh")
         return torch.addcmul(h, gate2, self.dropout(self.outer(y)))
 

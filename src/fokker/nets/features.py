@@ -144,7 +144,7 @@ class Context(nn.Module):
         self.length, self.tokens, self.cond_dim = length, tokens, cond_dim
         self.embed = nn.Embedding(tokens, dim) if tokens else nn.Linear(cond_dim, dim)
         self.position = nn.Parameter(0.02 * torch.randn(length, dim))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)  # a linear layer follows
         self.null = nn.Parameter(torch.randn(dim))
 
     def forward(self, cond: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:

@@ -4,23 +4,26 @@ r"""The denoising objective: DSM, noise, x0, v, velocity and EDM's loss are one 
 
 The network's own output is compared with its own target, and the weight is carried over exactly, so every choice of
 `predict`, `weight` and network differs from every other by a function of time only; all have the minimiser E[m* | x_t].
+What a weight or a law of times learns (`learned.py`) lives in the modules of `Denoising.learned`, not in the objective.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import noise as philox
 from ..component import component
 from ..denoiser import null_like
 from ..errors import ConfigError
 from ..prediction import Denoiser, coefficients, reading
-from ..process import expand
+from ..process import Process, expand
 from ..registry import resolves
+from .learned import AdaptiveLaw, StepLaw, surrogate
 from .times import LogNormal, TimeLaw, UniformTimes
 from .weighting import EDMWeight, Sigma2, Uniform, Weight
 
@@ -28,10 +31,21 @@ __all__ = ["Denoising", "Terms"]
 
 
 class Terms(NamedTuple):
-    """A batch's losses before averaging: the loss (B,) of every sample, and its time (B,)."""
+    """A batch before averaging, sample by sample (B,).
+
+    loss: what is minimised.
+    t: the time.
+    error: the loss without what is learned, detached; its mean estimates the objective's value under any law.
+    ratio: base density over the density drawn from, already part of loss and error; error / ratio is the weighted
+        error at t itself, as a histogram over times wants it. 1 where no law is learned.
+    place: the share of the base law below t.
+    """
 
     loss: Tensor
     t: Tensor
+    error: Tensor
+    ratio: Tensor
+    place: Tensor
 
 
 @component
@@ -83,12 +97,18 @@ class Denoising:
         defaults: dict[str, Any] = {"predict": "x0", "weight": EDMWeight(sigma_data), "times": LogNormal()}
         return cls(**defaults | changes)
 
+    def learned(self, process: Process) -> nn.ModuleDict:
+        """Fresh modules of what this objective learns: "weight", "times", both or none; trained with the network."""
+        found = {"weight": self.weight.learned(process), "times": self.times.learned(process)}
+        return nn.ModuleDict({name: module for name, module in found.items() if module is not None})
+
     def terms(
         self,
         denoiser: Denoiser,
         x0: Tensor,
         cond: Tensor | None = None,
         *,
+        learned: nn.ModuleDict | None = None,
         seed: int = 0,
         step: int = 0,
         positions: Tensor | None = None,
@@ -102,9 +122,14 @@ class Denoising:
             denoiser: what is trained (or exact: then the loss is its floor).
             x0: clean data (B, *event).
             cond: conditions (B, ...).
+            learned: `self.learned(process)`, if the objective learns anything.
             seed, step: keys of the randomness; step < 2^24.
             positions: this part's places in the global batch, default range(B); total: the global batch's size.
+
+        Raises:
+            ConfigError: the objective learns something and `learned` does not hold it.
         """
+        u_of, law = self._modules(learned)
         process, shape = denoiser.process, x0.shape[1:]
         rows = torch.arange(len(x0), device=x0.device) if positions is None else positions.to(x0.device)
         size = len(x0) if total is None else total
@@ -115,7 +140,8 @@ class Denoising:
         u = philox.uniform(seed, rows, (), **key(1), dtype=torch.float64)
         if self.stratified:
             u = (rows + u) / size
-        t = self.times.quantile(process, u)
+        place, q = (u, None) if law is None else law(u)
+        t = self.times.quantile(process, place)
         eps = philox.normal(seed, rows, shape, **key(0), dtype=torch.promote_types(x0.dtype, torch.float32))
         if self.cond_dropout > 0.0 and cond is not None:
             dropped = philox.uniform(seed, rows, (), **key(2)) < self.cond_dropout
@@ -128,10 +154,58 @@ class Denoising:
         A, B, k = source.row(process, t)
         target = expand(A / k, x) * x0 + expand(B / k, x) * eps
         weight = self.weight.value(process, t) * coefficients(process, t, source, weighed)[1] ** 2
-        if self.density == "replace":
-            weight = weight / self.times.density(process, t)
-        error = (value - target).to(eps.dtype).square().flatten(1).mean(1)
-        return Terms(weight.to(error.dtype) * error, t)
+        squared = (value - target).to(eps.dtype).square().flatten(1).mean(1)
+        ratio = torch.ones_like(t) if q is None else 1.0 / q.detach()
+        measure = ratio if self.density == "multiply" else ratio / self.times.density(process, t)
+        loss = error = (weight * measure).to(squared.dtype) * squared
+        if u_of is not None:
+            log_variance = u_of(t)
+            loss = error / log_variance.exp() + measure.to(error.dtype) * log_variance
+        if q is not None and q.requires_grad:
+            loss = loss + surrogate(self._integrand(u_of, t, error.detach() / ratio), q).to(loss.dtype)
+        return Terms(loss, t, error.detach(), ratio, place)
+
+    def _modules(self, learned: nn.ModuleDict | None) -> tuple[nn.Module | None, StepLaw | None]:
+        """(u, the law of places) of what was given. Raises ConfigError if something is missing."""
+        for name, part in (("weight", self.weight), ("times", self.times)):
+            if part.learns and (learned is None or name not in learned):
+                raise ConfigError(
+                    f"objective.{name}: {type(part).__name__} learns, but learned[{name!r}] was not given: "
+                    "make modules = objective.learned(process) once and pass learned=modules at every call"
+                )
+        u_of = learned["weight"] if learned is not None and self.weight.learns else None
+        law: Any = learned["times"] if learned is not None and self.times.learns else None
+        return u_of, law
+
+    @staticmethod
+    @torch.no_grad()
+    def _integrand(u_of: nn.Module | None, t: Tensor, f: Tensor) -> Tensor:
+        """f of `learned` Eq. (1), whose variance is to be least: with a learned weight what pulls at the network."""
+        return f if u_of is None else f / u_of(t).exp()
+
+    def observe(self, learned: nn.ModuleDict, terms: Terms) -> None:
+        """Take in a batch's terms (each process its own), if the law of times adapts; nothing waits for a device."""
+        u_of, law = self._modules(learned)
+        if isinstance(law, AdaptiveLaw):
+            law.observe(terms.place, self._integrand(u_of, terms.t, terms.error / terms.ratio))
+
+    def refresh(
+        self, learned: nn.ModuleDict, step: int, reduce: Callable[[Tensor], Tensor] = lambda total: total
+    ) -> None:
+        """Renew the law of times after 0-based step `step` if it adapts and its turn has come.
+
+        Args:
+            reduce: sums a tensor over processes (and may do so in place); called by all of them or by none.
+        """
+        law = self._modules(learned)[1]
+        if isinstance(law, AdaptiveLaw):
+            law.refresh(step, reduce)
+
+    def gather(self, learned: nn.ModuleDict, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Make the state of `learned` the same in all processes, before it is saved; one process alone needs none."""
+        law = self._modules(learned)[1]
+        if isinstance(law, AdaptiveLaw):
+            law.gather(reduce)
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, cond: Tensor | None = None, **keys: Any) -> Tensor:
         """The mean loss of a batch; arguments as in `terms`."""

@@ -6,7 +6,7 @@ All are laws on [t_min, T] (truncated there), of `t = quantile(u)` with u unifor
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,14 +15,19 @@ from torch import Tensor
 from ..component import component
 from ..errors import ConfigError
 from ..process import DiscreteVP, Process
+from ..registry import resolves
+from .learned import AdaptiveLaw, LearnedLaw, StepLaw
 
-__all__ = ["LogNormal", "LogitNormal", "TimeLaw", "UniformTimes"]
+__all__ = ["Adaptive", "LearnedTimes", "LogNormal", "LogitNormal", "TimeLaw", "UniformTimes"]
 
 _ROOT = math.sqrt(2.0 * math.pi)
 
 
 class TimeLaw:
     """Base of time laws."""
+
+    learns: ClassVar[bool] = False
+    """Whether `learned` gives a module."""
 
     def quantile(self, process: Process, u: Tensor) -> Tensor:
         """The time below which a share u (B,) of the law lies; float64."""
@@ -31,6 +36,10 @@ class TimeLaw:
     def density(self, process: Process, t: Tensor) -> Tensor:
         """The law's density at t (B,)."""
         raise NotImplementedError
+
+    def learned(self, process: Process) -> StepLaw | None:
+        """A fresh module that bends this law, if it is one that is bent: u (B,) -> (v, q(v)), t = quantile(v)."""
+        return None
 
 
 @component
@@ -132,3 +141,66 @@ class LogNormal(_Normal):
 
     def _slope(self, process: Process, t: Tensor) -> Tensor:
         return -process.d_lam(t)
+
+
+class _Bent(TimeLaw):
+    """A law that a module bends: quantile and density are the base's, for they define the loss (see `learned`)."""
+
+    base: TimeLaw
+    learns: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.base.learns:
+            raise ConfigError(f"{type(self).__name__}.base: given {self.base}, must be a law that stays, as 'uniform'")
+
+    def quantile(self, process: Process, u: Tensor) -> Tensor:
+        return self.base.quantile(process, u)
+
+    def density(self, process: Process, t: Tensor) -> Tensor:
+        return self.base.density(process, t)
+
+
+@component
+class Adaptive(_Bent):
+    """Importance sampling: p(t) = p_base(t) q(t), q proportional to sqrt(E[(w err)^2 | t]), which varies least.
+
+    The loss and its minimiser are the base law's: every draw is divided by q. (With density="replace", q is
+    proportional to the root of E[(w err / p_base)^2 | t], so p to that of E[(w err)^2 | t].) The module is
+    `Denoising.learned(process)["times"]`; the trainer calls `Denoising.observe` and `refresh` at every step.
+
+    Args:
+        base: the law that is bent; with density="multiply" part of the weight.
+        bins: equal shares of the base law on which q is constant.
+        refresh: steps between renewals of q.
+        share: of the base law in p, so that no draw weighs more than 1 / share.
+        memory: what a renewal leaves of the older statistics.
+    """
+
+    base: Annotated[TimeLaw, resolves("times")] = UniformTimes()
+    bins: Annotated[int, Field(ge=2)] = 64
+    refresh: Annotated[int, Field(ge=1)] = 100
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    def learned(self, process: Process) -> AdaptiveLaw:
+        return AdaptiveLaw(self.bins, self.share, self.refresh, self.memory)
+
+
+@component
+class LearnedTimes(_Bent):
+    """A learned noise schedule: p(t) = p_base(t) q(t), q trained with the network to make the loss vary least.
+
+    As in VDM (Kingma et al. 2021) the schedule leaves the loss as it is and lowers its variance; here the schedule is
+    the law of times. The loss's value has no part of q's training in it, only its gradient (`learned.surrogate`).
+
+    Args:
+        base, bins: as in `Adaptive`.
+        share: of the base law in p.
+    """
+
+    base: Annotated[TimeLaw, resolves("times")] = UniformTimes()
+    bins: Annotated[int, Field(ge=2)] = 64
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+    def learned(self, process: Process) -> LearnedLaw:
+        return LearnedLaw(self.bins, self.share)

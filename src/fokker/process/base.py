@@ -208,13 +208,17 @@ class Process:
         self,
         shape: Sequence[int],
         n: int = 64,
-        seed: int = 0,
+        seed: philox.Seed = 0,
         t: float | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        indices: Tensor | None = None,
     ) -> Tensor:
-        """n draws of the prior N(0, prior_std(t)^2 I) of event `shape`; draw i depends on (seed, i) only."""
-        index = torch.arange(n, device=device)
+        """n draws of the prior N(0, prior_std(t)^2 I) of event `shape`; draw i depends on (seed, i) only.
+
+        `indices` (int64, (B,)) are the draws to make instead, on their device.
+        """
+        index = torch.arange(n, device=device) if indices is None else indices
         draw = philox.normal(seed, index, tuple(shape), domain="prior", dtype=dtype)
         return draw * self.prior_std(t).to(dtype).item()
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field
@@ -20,61 +20,9 @@ from ..errors import ConfigError, FileError, closest
 from ..objectives import Denoising
 from ..process import Process
 from ..registry import build, lookup, resolves, spec
-from ..solvers import Grid, Solver
+from .options import SECTIONS, Reads, Run, Sampling, Training
 
 __all__ = ["Recipe", "read", "recipe_names", "recipes_folder"]
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-@component
-class Reads:
-    """How the network is used: see `NetDenoiser`."""
-
-    key: ClassVar[str] = "denoiser"
-    predict: str = "velocity"
-    precondition: Literal["none", "edm"] = "none"
-    time: str = "t"
-    sigma_data: Positive = 0.5
-    learned_variance: bool = False
-
-
-@component
-class Training:
-    """The optimisation: AdamW with linear warm-up, clipped gradients and an average of the weights."""
-
-    key: ClassVar[str] = "train"
-    steps: Count = 1000
-    batch: Count = 128
-    lr: Positive = 1e-3
-    warmup: Annotated[int, Field(ge=0)] = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Positive = 1.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    log_every: Count = 20
-    sample_every: Annotated[int, Field(ge=0)] = 500
-
-
-@component
-class Sampling:
-    """How pictures are drawn while training, and by default afterwards."""
-
-    key: ClassVar[str] = "sampling"
-    solver: Annotated[Solver, resolves("solver")] = Field(default_factory=lambda: build("solver", "heun"))
-    grid: Annotated[Grid, resolves("grid")] = Field(default_factory=lambda: build("grid", "t"))
-    steps: Count = 20
-    guidance: float = 1.0
-    n: Count = 64
-
-
-@component
-class Run:
-    """Where a run is kept; default runs/<name>."""
-
-    key: ClassVar[str] = "run"
-    dir: str = ""
 
 
 @component
@@ -125,9 +73,6 @@ class Recipe:
             section = getattr(self, name)
             sections[name] = {field: spec(getattr(section, field), inline=2**20) for field in _names(type(section))}
         return parts | {"net": self.net if net is None else spec(net)} | sections
-
-
-SECTIONS = {"denoiser": Reads, "train": Training, "sampling": Sampling, "run": Run}
 
 
 def _names(cls: Any) -> list[str]:

@@ -1,120 +1,215 @@
-"""The training loop: a recipe in, a run folder out.
+"""Training: a recipe in, a run folder out; and how a run that was stopped or killed goes on exactly.
 
-What step k draws (batch, times, noise, dropped conditions) is a function of (seed, k) alone.
+RUN/recipe.yaml          every default written out
+RUN/state/               all that the next step needs (see `state`)
+RUN/model.safetensors    the averaged weights
+RUN/snapshots/           averages kept for `fokker ema`
+RUN/log.jsonl, RUN/samples/
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
-import math
-import time
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
-from .. import noise as philox
-from ..data import Samples, picture
+from ..data import Samples
 from ..denoiser import NetDenoiser
 from ..errors import ConfigError, FileError
-from ..files import write_text, write_whole
-from ..guidance import CFG
+from ..files import write_text
 from ..registry import spec
-from ..sampling import sample
 from ..solvers import Times
 from .checkpoint import MODEL, save
-from .ema import EMA
-from .recipe import Recipe
+from .drawing import class_count, draw, is_conditional
+from .ema import POWER, Power
+from .journal import Journal
+from .loop import Loop
+from .parallel import Team
+from .recipe import Recipe, read
+from .state import read_state, write_state
 
-__all__ = ["batch_rows", "draw_samples", "fit"]
+__all__ = ["fit", "resume"]
 
-
-def batch_rows(seed: int, step: int, batch: int, n: int, known: dict[int, Tensor] | None = None) -> Tensor:
-    """The rows of the training set in batch `step`: every epoch is one permutation of all n, keyed by (seed, epoch).
-
-    Args:
-        seed, step, batch, n: the batch holds places [step batch, (step + 1) batch) of the endless list of epochs.
-        known: keeps permutations between calls.
-    """
-    known = {} if known is None else known
-    places = torch.arange(step * batch, (step + 1) * batch)
-    epochs = range(int(places[0]) // n, int(places[-1]) // n + 1)
-    for epoch in epochs:
-        if epoch not in known:
-            known[epoch] = philox.permutation(seed, n, epoch)
-    for old in [epoch for epoch in known if epoch not in epochs]:
-        del known[old]
-    return torch.cat([known[e][places[places // n == e] % n] for e in epochs])
-
-
-def class_count(denoiser: NetDenoiser) -> int:
-    """The number of classes a denoiser's network knows; 0 if it is unconditional."""
-    config: Any = getattr(denoiser.net, "config", {})
-    return int(config.get("classes", 0))
-
-
-def draw_samples(denoiser: NetDenoiser, recipe: Recipe, n: int | None = None, steps: int | None = None) -> Tensor:
-    """The samples a run's pictures show: `sampling.n` of them, classes in turn, always the same noises."""
-    options, classes = recipe.sampling, class_count(denoiser)
-    n = n or options.n
-    if steps is None and not isinstance(options.grid, Times):
-        steps = options.steps
-    labels = torch.arange(n) % classes if classes else None
-    guided = denoiser if labels is None or options.guidance == 1.0 else CFG(denoiser, options.guidance)
-    return sample(guided, n=n, solver=options.solver, grid=options.grid, steps=steps, cond=labels, seed=0)
+RECIPE = "recipe.yaml"
+# What a run is: a state of one run is of no use to another. What else a recipe says may change on the way.
+_OWN = ("data", "process", "net", "denoiser", "objective")
+_OWN_TRAIN = ("batch", "seed", "optimiser", "ema")
 
 
 def fit(recipe: Recipe, *, progress: bool = True) -> Path:
-    """Train a recipe and return its run folder.
+    """Train a recipe and return its run folder. Launched several times over (accelerate, torchrun), train together.
 
-    The folder holds `recipe.yaml` (resolved), `model.safetensors` (averaged weights), `log.jsonl` and `samples/`.
+    Args:
+        recipe: what to train (`read`).
+        progress: show a bar.
 
     Raises:
-        FileError: the folder holds something already (nothing is overwritten).
-        ConfigError: data and network do not fit, or the loss is no longer finite.
+        FileError: the folder holds something already (nothing is overwritten), or cannot be written.
+        ConfigError: data and network do not fit, or ten steps in a row were not finite.
+        KeyboardInterrupt, SystemExit: on SIGINT and SIGTERM, after the step was finished and the state saved.
     """
     folder = recipe.folder
     taken = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if taken.exists() and not taken.is_dir():
         raise FileError(f"{taken}: this is a file and is left as it is; choose another folder with run.dir=...")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FileError(f"{folder}: this folder is not empty and is left as it is; choose another with run.dir=...")
-    samples = recipe.data.load("train")
-    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
-        return _fit(recipe, samples, folder, progress)
+    if folder.is_dir() and any(not _scrap(item) for item in folder.iterdir()):
+        advice = f", or go on with it: fokker train {folder} --resume" if (folder / RECIPE).is_file() else ""
+        raise FileError(
+            f"{folder}: this folder is not empty and is left as it is; choose another with run.dir=...{advice}"
+        )
+    return _train(recipe, progress, resumed=False)
 
 
-def _fit(recipe: Recipe, samples: Samples, folder: Path, progress: bool) -> Path:
-    options = recipe.train
-    torch.manual_seed(options.seed)  # initial weights
-    denoiser = recipe.model(samples)
-    # What cannot be saved, drawn or trained is said before an hour is spent and before a folder is made.
-    spec(denoiser, {})
-    text = yaml.safe_dump(recipe.resolved(denoiser.net), sort_keys=False)
-    _check_fit(recipe, samples, denoiser)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    denoiser.to(device)
-    average = EMA(denoiser, options.ema)
+def resume(folder: Path | str, overrides: Sequence[str] = (), *, progress: bool = True) -> Path:
+    """Go on with a run from its newest good state, to the same bits as if it had never stopped.
+
+    Args:
+        folder: the run's folder.
+        overrides: changes such as train.steps=4000; what the run is (data, process, net, denoiser, objective, batch,
+            seed, optimiser, ema) cannot change.
+        progress: show a bar.
+
+    Raises:
+        FileError: no run is there, or no state of it is good: each bad file is named.
+        ConfigError: an override changes what the run is.
+    """
+    folder = Path(folder)
+    if not (folder / RECIPE).is_file():
+        raise FileError(f"{folder}: no {RECIPE} in this folder, so there is no run to resume")
+    place = f"run.dir={json.dumps(str(folder))}"
+    before, recipe = read(folder / RECIPE, [place]), read(folder / RECIPE, [*overrides, place])
+    old, new = _identity(before.resolved()), _identity(recipe.resolved())
+    changed = [name for name in old if old[name] != new[name]]
+    if changed:
+        raise ConfigError(
+            f"{changed[0]}: given {new[changed[0]]}, but this run has {old[changed[0]]}; "
+            "a resumed run keeps it: start another with run.dir=..."
+        )
+    return _train(recipe, progress, resumed=True)
+
+
+def _identity(values: dict[str, Any]) -> dict[str, Any]:
+    """What a resolved recipe says of what the run is."""
+    return {name: values[name] for name in _OWN} | {f"train.{name}": values["train"][name] for name in _OWN_TRAIN}
+
+
+def _scrap(item: Path) -> bool:
+    """Whether a file is what a process left that died before it had made anything."""
+    return item.name == ".lock" or (item.name.startswith(".") and item.suffix == ".tmp")
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the run's lock. Raises FileError if another process trains here."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "recipe.yaml", text)
-    loop = _Loop(recipe, samples, denoiser, average, device)
-    with _bar(progress) as bar, (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        task = bar.add_task(recipe.name, total=options.steps, loss=math.nan, rate=0.0)
-        for step in range(options.steps):
-            record = loop.step(step)
-            if record is not None:
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                bar.update(task, loss=record["loss"], rate=record["samples_per_second"])
-            bar.advance(task)
-            if options.sample_every and (step + 1) % options.sample_every == 0 and step + 1 < options.steps:
-                loop.picture(folder / "samples" / f"{step + 1:06d}.png")
-    info = {"classes": list(samples.classes), "recipe": recipe.resolved(denoiser.net), "step": options.steps}
-    save(folder / MODEL, average.model, info)
-    loop.picture(folder / "samples" / f"{options.steps:06d}.png")
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FileError(f"{folder}: another process is training here") from None
+        for scrap in folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
+            scrap.unlink()
+        yield
+        # The file stays: removing it would let two processes lock two files of one name.
+
+
+class _Signals:
+    """SIGINT and SIGTERM as a wish that is asked for between steps; a second SIGINT is obeyed at once."""
+
+    def __init__(self) -> None:
+        self.wish: signal.Signals | None = None
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if self.wish is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.wish = signal.Signals(number)
+
+
+def _train(recipe: Recipe, progress: bool, resumed: bool) -> Path:
+    team, folder = Team(), recipe.folder
+    samples = recipe.data.load("train")
+    devices = [torch.cuda.current_device()] if team.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # the caller's generator is left as it was
+        torch.manual_seed(recipe.train.seed)  # initial weights
+        denoiser = recipe.model(samples)
+        # What cannot be saved, drawn or trained is said before an hour is spent and before a folder is made.
+        spec(denoiser, {})
+        resolved = recipe.resolved(denoiser.net)
+        _check_fit(recipe, samples, denoiser)
+        identity = hashlib.sha256(json.dumps(_identity(resolved), sort_keys=True).encode()).hexdigest()
+        info = {"classes": list(samples.classes), "recipe": resolved}
+        loop = Loop(recipe, samples, denoiser, team)
+        team.wait()
+        if not team.first:
+            return _run(loop, folder, identity, info, progress=False, resumed=resumed)
+        with _only_one(folder):
+            text = yaml.safe_dump(resolved, sort_keys=False)
+            if not (resumed and (folder / RECIPE).read_text(encoding="utf-8") == text):
+                write_text(folder / RECIPE, text)
+            return _run(loop, folder, identity, info, progress=progress, resumed=resumed)
+
+
+def _run(loop: Loop, folder: Path, identity: str, info: dict[str, Any], *, progress: bool, resumed: bool) -> Path:
+    options, team = loop.options, loop.team
+    state, wrong = read_state(folder / "state", identity) if resumed else (None, [])
+    start = 0 if state is None else state.step
+    if state is not None:
+        loop.restore(state)
+    name, board = loop.recipe.name, options.tensorboard
+    journal = Journal(folder, name, start, options.steps, writes=team.first, show=progress, tensorboard=board)
+
+    def keep(step: int) -> None:
+        """Save the state and the model; every process takes part."""
+        whole, model = loop.state(step), loop.look()
+        if team.first:
+            write_state(folder / "state", whole, identity)
+            save(folder / MODEL, model, info | {"step": step})
+
+    def due(every: int, step: int) -> bool:
+        return step == options.steps or bool(every and step % every == 0)
+
+    with journal, _Signals() as signals:
+        for line in wrong:
+            journal.say(f"{line}; going on from the state of step {start}")
+        if start >= options.steps:  # all but the last files may have been written
+            journal.say(f"{folder}: finished already, at step {start}; for more steps: train.steps=...")
+            keep(start)
+            loop.picture(folder / "samples" / f"{start:06d}.png")
+        for step in range(start, options.steps):
+            stop, done = loop.step(step, signals.wish is not None), step + 1
+            if stop or due(options.log_every, done):
+                journal.write(loop.record(step))
+            journal.advance()
+            if options.snapshot_every and done % options.snapshot_every == 0:
+                loop.snapshot(folder, done)
+            if stop or due(options.checkpoint_every, done):
+                keep(done)
+            if due(options.sample_every, done):
+                loop.picture(folder / "samples" / f"{done:06d}.png")
+            if stop and done < options.steps:
+                journal.say(f"stopped after step {done}, all is saved; go on: fokker train {folder} --resume")
+                raise KeyboardInterrupt if signals.wish is signal.SIGINT else SystemExit(0)
     return folder
 
 
@@ -123,77 +218,14 @@ def _check_fit(recipe: Recipe, samples: Samples, denoiser: NetDenoiser) -> None:
     classes = class_count(denoiser)
     if classes and samples.labels is not None and int(samples.labels.max()) >= classes:
         raise ConfigError(f"net.classes: given {classes}, but the data has labels up to {int(samples.labels.max())}")
-    x0, labels = samples.take(torch.arange(min(2, len(samples))))
+    x0, cond = samples.take(torch.arange(min(2, len(samples))))
     denoiser.eval()
     with torch.no_grad():
-        recipe.objective(denoiser, x0, labels if classes else None, seed=recipe.train.seed)
-    draw_samples(denoiser, recipe, n=1, steps=None if isinstance(recipe.sampling.grid, Times) else 1)
+        learned = recipe.objective.learned(denoiser.process)
+        cond = cond if is_conditional(denoiser) else None
+        recipe.objective(denoiser, x0, cond, learned=learned, seed=recipe.train.seed)
+    steps = None if isinstance(recipe.sampling.grid, Times) else 1
+    draw(denoiser, recipe.sampling, n=1, cond=None if classes else cond, steps=steps)
+    if recipe.train.snapshot_every and not isinstance(recipe.train.ema, Power):
+        raise ConfigError(f"train.snapshot_every: snapshots need {POWER}")
     denoiser.train()
-
-
-class _Loop:
-    """One training in progress."""
-
-    def __init__(
-        self, recipe: Recipe, samples: Samples, denoiser: NetDenoiser, average: EMA[NetDenoiser], device: torch.device
-    ) -> None:
-        self.recipe, self.options = recipe, recipe.train
-        self.samples, self.denoiser, self.average, self.device = samples, denoiser, average, device
-        self.conditional = class_count(denoiser) > 0
-        self.optimiser = torch.optim.AdamW(
-            denoiser.parameters(), lr=self.options.lr, weight_decay=self.options.weight_decay
-        )
-        self.orders: dict[int, Tensor] = {}
-        self.since = time.perf_counter()
-        self.losses: list[Tensor] = []
-        self.norms: list[Tensor] = []
-
-    def step(self, step: int) -> dict[str, Any] | None:
-        """One update; a record for the log every `log_every` steps."""
-        options = self.options
-        rows = batch_rows(options.seed, step, options.batch, len(self.samples), self.orders)
-        x0, labels = self.samples.take(rows)
-        x0 = x0.to(self.device, non_blocking=True)
-        cond = labels.to(self.device, non_blocking=True) if labels is not None and self.conditional else None
-        for group in self.optimiser.param_groups:
-            group["lr"] = options.lr * min(1.0, (step + 1) / max(1, options.warmup))
-        torch.manual_seed((options.seed << 24 | step) % 2**63)  # dropout's
-        loss = self.recipe.objective(self.denoiser, x0, cond, seed=options.seed, step=step)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.norms.append(torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), options.clip).detach())
-        self.optimiser.step()
-        self.average.update(self.denoiser, step)
-        self.losses.append(loss.detach())
-        if (step + 1) % options.log_every and step + 1 != options.steps:
-            return None
-        mean, norm = float(torch.stack(self.losses).mean()), float(torch.stack(self.norms).mean())
-        if not math.isfinite(mean):
-            raise ConfigError(f"the loss is not finite at step {step + 1}: lower train.lr={options.lr} or train.clip")
-        now = time.perf_counter()
-        rate = len(self.losses) * options.batch / (now - self.since)
-        self.since = now
-        self.losses.clear()
-        self.norms.clear()
-        lr = self.optimiser.param_groups[0]["lr"]
-        return {"step": step + 1, "loss": mean, "gradient_norm": norm, "samples_per_second": rate, "lr": lr}
-
-    def picture(self, path: Path) -> None:
-        """Draw the averaged model's samples."""
-        began = time.perf_counter()
-        classes = class_count(self.average.model)  # one class a column
-        image = picture(draw_samples(self.average.model, self.recipe), columns=classes if 0 < classes <= 20 else 8)
-        if image is not None:
-            write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
-        self.since += time.perf_counter() - began  # drawing is not training
-
-
-def _bar(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} samples/s"),
-        TimeRemainingColumn(),
-        disable=not show,
-    )
