@@ -28,7 +28,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
 def test_tables(tmp_path: Path, name: str) -> None:
-    write_samples(tmp_path / name, X, codec=CODEC, labels=torch.tensor([1, 0]), classes=("low", "high"))
+    write_samples(tmp_path / name, X, codec=CODEC, cond=torch.tensor([1, 0]), classes=("low", "high"))
     assert read(tmp_path / name) == [
         {"n": "11", "c": "b,\n", "s": "0", "kind": "high"},
         {"n": "15", "c": "a", "s": "1", "kind": "low"},
@@ -43,7 +43,7 @@ def test_a_table_that_was_written_can_be_read(tmp_path: Path) -> None:
 
 
 def test_vectors_and_signals_as_tables(tmp_path: Path) -> None:
-    write_samples(tmp_path / "v.csv", X, labels=torch.tensor([4, 5]))
+    write_samples(tmp_path / "v.csv", X, cond=torch.tensor([4, 5]))
     rows = read(tmp_path / "v.csv")
     assert list(rows[0]) == ["x0", "x1", "x2", "x3", "x4", "label"] and [row["label"] for row in rows] == ["4", "5"]
     assert np.array_equal(np.array([[float(row[f"x{i}"]) for i in range(5)] for row in rows], np.float32), X.numpy())
@@ -60,10 +60,24 @@ def test_arrays(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "x.npy"), AFFINE.decode(SIGNALS).numpy())
     write_samples(tmp_path / "plain.npy", SIGNALS)
     assert np.array_equal(np.load(tmp_path / "plain.npy"), SIGNALS.numpy())
-    write_samples(tmp_path / "x.npz", X, codec=CODEC, labels=torch.tensor([1, 0]), classes=["low", "high"])
+    write_samples(tmp_path / "x.npz", X, codec=CODEC, cond=torch.tensor([1, 0]), classes=["low", "high"])
     with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
         assert arrays["x"].tolist() == [[11.0, 1.0, 0.0], [15.0, 0.0, 1.0]] and arrays["labels"].tolist() == [1, 0]
         assert arrays["columns"].tolist() == ["n", "c", "s"] and arrays["classes"].tolist() == ["low", "high"]
+
+
+def test_conditions(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "src/fokker/data/diabetes.csv"
+    samples = Table(str(file), condition=("sex", "target"), holdout=0).load()
+    write_samples(tmp_path / "x.csv", samples.values, codec=samples.codec, cond=samples.cond)
+    rows, given = read(tmp_path / "x.csv"), read(file)
+    assert list(rows[0])[-2:] == ["sex", "target"] and [{k: float(v) for k, v in row.items()} for row in rows] == [
+        {k: float(v) for k, v in row.items()} for row in given
+    ]
+    write_samples(tmp_path / "x.npz", samples.values, codec=samples.codec, cond=samples.cond)
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
+        assert samples.cond is not None and np.array_equal(arrays["cond"], samples.cond.numpy())
+        assert "labels" not in arrays.files
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -78,7 +92,7 @@ def test_pictures(tmp_path: Path) -> None:
 def test_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     x = torch.cat([X, torch.full((1, 5), float("nan"))])
-    write_samples(tmp_path / "x.parquet", x, codec=CODEC, labels=torch.tensor([1, 0, 1]))
+    write_samples(tmp_path / "x.parquet", x, codec=CODEC, cond=torch.tensor([1, 0, 1]))
     assert parquet.read_table(tmp_path / "x.parquet").to_pydict() == {
         "n": [11, 15, None],
         "c": ["b,\n", "a", None],
