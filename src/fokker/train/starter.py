@@ -342,7 +342,7 @@ def _table(file: Path) -> Look:
         return _signals(seen, [*where, ("columns", kept, "the only column of numbers")], [], array, 0)
     data: list[Line] = [("kind", "table", ""), *where]
     if drop:
-        data.append(("drop", drop, "identifiers, constants and free text; see what was seen"))
+        data.append(("drop", drop, "identifiers, constants and free text"))
     gaps = sum(any(cells.columns[name][row] is None for name in kept) for row in range(len(cells)))
     if gaps:
         few = gaps <= 0.05 * len(cells)
