@@ -94,12 +94,12 @@ KINDS: dict[str, dict[str, str]] = {
         "hub": "fokker.data:Hub",
         "folder": "fokker.data:Folder",
         "arrays": "fokker.data:Arrays",
+        "shards": "fokker.shards:Shards",
         "table": "fokker.data:Table",
         "diabetes": "fokker.data:Diabetes",
         "signals": "fokker.data:Signals",
         "heartbeats": "fokker.data:Heartbeats",
         "molecules": "fokker.data:Molecules",
-        "shards": "fokker.shards:Shards",
     },
     "codec": {
         "latent": "fokker.data:LatentCodec",

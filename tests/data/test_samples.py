@@ -52,6 +52,25 @@ def test_grid_places_tiles_with_gaps(channels: int) -> None:
         grid_image(x[:, :, 0], 2)
 
 
+def test_flip_mirrors_the_rows_that_the_key_says() -> None:
+    values = torch.arange(4000, dtype=torch.uint8).view(1000, 1, 1, 4)
+    samples = Samples(values, flip=True)
+    x, _ = samples.take(torch.arange(1000))
+    positions = torch.arange(1000)
+    flipped = samples.augment(x, seed=3, step=5, positions=positions)
+    u = philox.uniform(3, positions, (1,), draw=5 << 8, domain="augmentation")[:, 0]
+    expected = torch.where((u < 0.5)[:, None, None, None], x[..., [3, 2, 1, 0]], x)
+    assert torch.equal(flipped, expected) and 440 < int((u < 0.5).sum()) < 560
+    # A row's fate follows its place in the global batch, not its place in this call.
+    part = samples.augment(x[600:], seed=3, step=5, positions=positions[600:])
+    assert torch.equal(part, flipped[600:])
+    for seed, step in ((4, 5), (3, 6)):
+        assert not torch.equal(samples.augment(x, seed=seed, step=step, positions=positions), flipped)
+    assert Samples(values).augment(x, seed=3, step=5, positions=positions) is x
+    with pytest.raises(ConfigError, match=r"Samples\.flip: only images"):
+        Samples(torch.zeros(2, 3), flip=True)
+
+
 @pytest.mark.parametrize("cond", [torch.randn(3, 4), torch.randn(3, 2, 4), torch.arange(6).view(3, 2)])
 def test_conditions_are_taken_like_labels(cond: torch.Tensor) -> None:
     values = torch.randn(3, 5)
@@ -74,22 +93,3 @@ def test_conditions_that_are_refused(cond: torch.Tensor) -> None:
         Samples(torch.zeros(3, 5), cond=cond)
     with pytest.raises(ConfigError, match="one or the other"):
         Samples(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), cond=torch.zeros(3, 2))
-
-
-def test_flip_mirrors_the_rows_that_the_key_says() -> None:
-    values = torch.arange(4000, dtype=torch.uint8).view(1000, 1, 1, 4)
-    samples = Samples(values, flip=True)
-    x, _ = samples.take(torch.arange(1000))
-    positions = torch.arange(1000)
-    flipped = samples.augment(x, seed=3, step=5, positions=positions)
-    u = philox.uniform(3, positions, (1,), draw=5 << 8, domain="augmentation")[:, 0]
-    expected = torch.where((u < 0.5)[:, None, None, None], x[..., [3, 2, 1, 0]], x)
-    assert torch.equal(flipped, expected) and 440 < int((u < 0.5).sum()) < 560
-    # A row's fate follows its place in the global batch, not its place in this call.
-    part = samples.augment(x[600:], seed=3, step=5, positions=positions[600:])
-    assert torch.equal(part, flipped[600:])
-    for seed, step in ((4, 5), (3, 6)):
-        assert not torch.equal(samples.augment(x, seed=seed, step=step, positions=positions), flipped)
-    assert Samples(values).augment(x, seed=3, step=5, positions=positions) is x
-    with pytest.raises(ConfigError, match=r"Samples\.flip: only images"):
-        Samples(torch.zeros(2, 3), flip=True)

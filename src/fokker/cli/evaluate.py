@@ -52,7 +52,7 @@ def evaluate(
     from ..registry import build
     from ..train import load, read_header
     from ..train.checkpoint import model_path
-    from ..train.recipe import Sampling
+    from ..train.options import Sampling
     from .judges import judges
 
     chosen = {"--solver": solver, "--steps": steps, "--nfe": nfe, "--grid": grid, "--guidance": guidance}
@@ -152,8 +152,8 @@ def _given(path: Path) -> tuple[Tensor, Tensor | None]:
                 names = set(arrays.files)
         except (OSError, ValueError) as error:
             raise FileError(f"--samples: {path} cannot be read ({error})") from None
-        keys = {"key": "x" if "x" in names else "", "label_key": "labels" if "labels" in names else ""}
-        found = Arrays(str(path), holdout=0.0, **keys).load("train")
+        key, labels = ("x" if "x" in names else ""), ("labels" if "labels" in names else "")
+        found = Arrays(str(path), key, labels, holdout=0.0).load("train")
     else:
         found = Arrays(str(path), holdout=0.0).load("train")
     return found.take(torch.arange(len(found)))

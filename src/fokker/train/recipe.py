@@ -56,8 +56,13 @@ class Recipe:
         """A fresh denoiser for these samples; the network's sizes follow from them where they are not given."""
         values = dict(self.net)
         cls = lookup("net", str(values.get("kind", "")))
-        shape = samples.shape
-        facts = {"dim": math.prod(shape), "channels": shape[0], "size": shape[-1], "classes": len(samples.classes)}
+        shape, cond = samples.shape, samples.cond
+        facts = {"dim": math.prod(shape), "channels": shape[0], "size": shape[-1], "axes": len(shape) - 1}
+        facts["classes"] = len(samples.classes)
+        if cond is not None:
+            words = not cond.is_floating_point()
+            facts |= {"tokens": int(cond.max()) + 1} if words else {"cond_dim": cond.shape[-1]}
+            facts |= {"cond_length": cond.shape[1]} if words or cond.ndim == 3 else {}
         names = inspect.signature(cls).parameters
         net = build("net", {name: value for name, value in facts.items() if name in names} | values)
         reads = {name: getattr(self.denoiser, name) for name in _names(Reads)}
