@@ -66,6 +66,20 @@ def test_arrays(tmp_path: Path) -> None:
         assert arrays["columns"].tolist() == ["n", "c", "s"] and arrays["classes"].tolist() == ["low", "high"]
 
 
+def test_conditions(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "src/fokker/data/diabetes.csv"
+    samples = Table(str(file), condition=("sex", "target"), holdout=0).load()
+    write_samples(tmp_path / "x.csv", samples.values, codec=samples.codec, cond=samples.cond)
+    rows, given = read(tmp_path / "x.csv"), read(file)
+    assert list(rows[0])[-2:] == ["sex", "target"] and [{k: float(v) for k, v in row.items()} for row in rows] == [
+        {k: float(v) for k, v in row.items()} for row in given
+    ]
+    write_samples(tmp_path / "x.npz", samples.values, codec=samples.codec, cond=samples.cond)
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
+        assert samples.cond is not None and np.array_equal(arrays["cond"], samples.cond.numpy())
+        assert "labels" not in arrays.files
+
+
 def test_pictures(tmp_path: Path) -> None:
     write_samples(tmp_path / "x.png", SIGNALS, codec=AFFINE, columns=2)
     expected = picture(SIGNALS, 2, AFFINE)

@@ -47,7 +47,7 @@ def test_samples_end_at_the_first_padding(tmp_path: Path) -> None:
     codec = SmilesCodec(("", "C", "O"))
     x = torch.tensor([[[0.1, 0.9, 0.2], [0.4, 0.1, 0.3], [0.3, 0.2, 0.7]]])
     assert codec.decode(x).tolist() == [[1, 0, 2]] and codec.rows(x) == [{"smiles": "C"}]
-    write_samples(tmp_path / "x.csv", x, codec=codec, labels=torch.tensor([3]))
+    write_samples(tmp_path / "x.csv", x, codec=codec, cond=torch.tensor([3]))
     assert (tmp_path / "x.csv").read_text().split() == ["smiles,label", "C,3"]
     assert picture(x, codec=codec) is None and picture(x[..., :2], codec=codec) is None
 

@@ -56,7 +56,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     # what is made: (maker, data fields, net fields) that the recipe must have
     "pictures": (
         lambda p: photos(p / "pics"),
-        {"kind": "folder", "size": 16, "channels": 3},
+        {"kind": "folder", "size": 16, "channels": 3, "flip": True},
         {"kind": "unet", "width": 16, "multipliers": [1, 2, 2], "attention": [4]},
     ),
     "bytes": (

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, FileError, MissingExtraError
 from ..files import write_whole
 from .codec import Codec
-from .columns import RowCodec
+from .columns import RowCodec, TableCodec
 from .pictures import picture
 
 __all__ = ["EXPORTS", "check_export", "table_rows", "write_samples"]
@@ -57,11 +57,12 @@ def write_samples(
     """Write a model's samples in the user's units.
 
     Args:
-        path: .png is a picture (`picture`); .npy the decoded numbers; .npz these as `x`, with `labels` and `classes`
-            (or `cond`), and a table's `columns`; .csv, .csv.gz and .parquet (extra `table`) a row a sample, with a header.
+        path: .png is a picture (`picture`); .npy the decoded numbers; .npz these as `x`, with `labels` and `classes` or
+            `cond`, and a table's `columns`; .csv, .csv.gz and .parquet (extra `table`) a row a sample, with a header.
         x: (N, *event), as the model gives them.
         codec: decodes them; None leaves them as they are.
-        cond: what they were drawn for; labels (N,) are a further column of a table.
+        cond: what they were drawn for: labels (N,), a further column of a table, or vectors (N, d), which become the
+            columns that a `TableCodec` was conditioned on.
         classes: the labels' names.
         columns: tiles in a row of a picture.
         overwrite: whether an existing file is replaced.
@@ -90,13 +91,12 @@ def write_samples(
             extra["columns"] = np.array(codec.names)
         write_whole(path, lambda temporary: _write_arrays(temporary, suffix, array, extra))
     else:
-        labels = cond if cond is not None and cond.ndim == 1 else None
-        rows = table_rows(x, codec=codec, labels=labels, classes=classes)
+        rows = table_rows(x, codec=codec, cond=cond, classes=classes)
         write_whole(path, lambda temporary: _write_table(temporary, suffix, rows))
 
 
 def table_rows(
-    x: Tensor, *, codec: Codec | None = None, labels: Tensor | None = None, classes: tuple[str, ...] | list[str] = ()
+    x: Tensor, *, codec: Codec | None = None, cond: Tensor | None = None, classes: tuple[str, ...] | list[str] = ()
 ) -> list[dict[str, object]]:
     """Samples as rows: a table's own columns; of vectors x0, x1, ...; of signals t0, t1, ... or c0_t0, ....
 
@@ -120,9 +120,12 @@ def table_rows(
             )
         flat = x.detach().to("cpu", torch.float64).flatten(1).tolist()
         rows = [dict(zip(names, row, strict=True)) for row in flat]
-    if labels is not None:
-        for row, label in zip(rows, labels.tolist(), strict=True):
+    if cond is not None and cond.ndim == 1:
+        for row, label in zip(rows, cond.tolist(), strict=True):
             row[name] = classes[label] if classes else label
+    elif cond is not None and isinstance(codec, TableCodec) and codec.conditions:
+        given = TableCodec(codec.conditions, clip=False).rows(cond)
+        rows = [row | told for row, told in zip(rows, given, strict=True)]
     return rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def _folder(folder: Path) -> Look:
         ("channels", channels, "colour" if channels == 3 else "all of them are grey"),
         ("holdout", 0.1, "a tenth is kept for testing, chosen by name"),
     ]
-    if channels == 3 and "flip" in {field.name for field in fields(Folder)}:
+    if channels == 3:
         data.append(
             ("flip", True, "mirrored at random: right for photographs, wrong for text, maps, left or right hands")
         )
@@ -342,7 +342,7 @@ def _table(file: Path) -> Look:
         return _signals(seen, [*where, ("columns", kept, "the only column of numbers")], [], array, 0)
     data: list[Line] = [("kind", "table", ""), *where]
     if drop:
-        data.append(("drop", drop, "identifiers, constants and free text; see what was seen"))
+        data.append(("drop", drop, "identifiers, constants and free text"))
     gaps = sum(any(cells.columns[name][row] is None for name in kept) for row in range(len(cells)))
     if gaps:
         few = gaps <= 0.05 * len(cells)
