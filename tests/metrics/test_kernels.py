@@ -122,6 +122,8 @@ def test_the_median_bandwidth() -> None:
     x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]], dtype=F64)  # distances 5, 1, sqrt(18)
     assert median_bandwidth(x) == pytest.approx(math.sqrt(18), rel=1e-12)
     assert median_bandwidth(cloud(500, 4), limit=100) == pytest.approx(math.sqrt(2 * 3.36), rel=0.08)
+    assert median_bandwidth(torch.cat([x, x, x])) == pytest.approx(math.sqrt(18), rel=1e-12)  # repetitions are left out
+    assert median_bandwidth(torch.full((5, 2), 3.3)) == 1.0
     y = cloud(20, 2, 3)
     h = median_bandwidth(y)
     assert torch.equal(mmd2(x, y), mmd2(x, y, gaussian_kernel(h / 2, h, 2 * h)))

@@ -54,12 +54,17 @@ def polynomial_kernel(degree: int = 3, shift: float = 1.0) -> Kernel:
 
 
 def median_bandwidth(x: Tensor, limit: int = 1000) -> float:
-    """The median distance between different points of a cloud (N, *event); of `limit` points evenly spread over it."""
+    """The median of the distances between points of a cloud (N, *event) that are not 0, or 1 if all are equal.
+
+    Of `limit` points, evenly spread over the cloud.
+    """
     a, _ = clouds(x, x, "median_bandwidth", 2)
     a = a[torch.linspace(0, len(a) - 1, min(limit, len(a))).long()]
     n = len(a)
     upper = torch.triu_indices(n, n, 1)
-    return float(squared_distances(a, a)[upper[0], upper[1]].median().sqrt())
+    square = squared_distances(a, a)[upper[0], upper[1]]
+    apart = square[square > 1e-12 * square.max()]
+    return float(apart.median().sqrt()) if len(apart) else 1.0
 
 
 def _mean(kernel: Kernel, x: Tensor, y: Tensor, skip: bool = False) -> Tensor:

@@ -116,7 +116,7 @@ def sinkhorn_divergence(x: Tensor, y: Tensor, *, epsilon: float = 0.1, iteration
     def cost(first: Tensor, second: Tensor) -> Tensor:
         matrix = squared_distances(first, second)
         mass = [torch.full((len(part),), 1 / len(part), dtype=a.dtype, device=a.device) for part in (first, second)]
-        _, log = sinkhorn_log(*mass, matrix, epsilon, numItermax=iterations, stopThr=1e-10, log=True, warn=False)
+        _, log = sinkhorn_log(*mass, matrix, epsilon, numItermax=iterations, stopThr=1e-7, log=True, warn=False)
         f, g = (log[name] - weight.log() for name, weight in zip(("log_u", "log_v"), mass, strict=True))
         total: Tensor = epsilon * (f.mean() + g.mean())
         return total
