@@ -212,7 +212,7 @@ SAMPLING: list[tuple[str, list[Any], list[str]]] = [
     ("told", ["--label=-1"], ["--label: given '-1'", "0 to 1"]),
     ("told", ["--label", "uper"], ["did you mean 'upper'?"]),
     ("told", ["--guidance", "nan"], ["scale", "finite"]),
-    ("told", ["-o", "x.jpg"], ["--output: given 'x.jpg'", ".png, .npy, .npz", "FOLDER/"]),
+    ("told", ["-o", "x.jpg"], ["output: given 'x.jpg'", ".png, .npy, .npz", "FOLDER/"]),
     ("told", ["--seeds", 3], ["No such option: --seeds", "fokker sample --help"]),
     ("told", ["--seed", 1.5], ["--seed"]),
     ("told", ["more"], ["unexpected extra argument"]),

@@ -112,7 +112,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"x\.jpg'; must end in one of .png, .npy"):
+    with pytest.raises(ConfigError, match=r"x\.jpg'; must end in .png, .npy"):
         write_samples(tmp_path / "x.jpg", X)
     with pytest.raises(ConfigError, match="are no rows of a table"):
         write_samples(tmp_path / "x.csv", torch.zeros(2, 1, 4, 4))

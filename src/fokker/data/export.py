@@ -35,7 +35,7 @@ def check_export(path: Path | str, *, overwrite: bool = False) -> str:
     if not suffix:
         raise ConfigError(f"output: given {str(path)!r}; must end in {', '.join(EXPORTS)}, or be a folder: FOLDER/")
     if path.exists() and not overwrite:
-        raise FileError(f"{path} exists and is left as it is; choose another name, or overwrite it (--overwrite)")
+        raise FileError(f"{path} exists and is left as it is; choose another name or give --overwrite")
     if suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
