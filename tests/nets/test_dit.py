@@ -9,7 +9,7 @@ from fokker.denoiser import NetDenoiser
 from fokker.errors import ConfigError
 from fokker.exact import Gaussian
 from fokker.nets import DiT
-from fokker.nets.dit import Block
+from fokker.nets.dit import Block, turns
 from fokker.objectives import Denoising
 from fokker.process import Flow
 
@@ -79,6 +79,23 @@ def test_positions_alone_break_the_symmetry_of_patches() -> None:
     with torch.no_grad():
         learned.position.zero_()
     assert gap(learned) < 1e-12
+
+
+def test_angles_survive_a_cast_and_stay_out_of_files() -> None:
+    net = DiT(1, 8, width=16, depth=1, heads=2)
+    angle = turns(2, 4, 8)
+    for cast in (net.bfloat16(), net.double()):
+        assert cast.turn is not None
+        assert torch.equal(cast.turn.view(torch.float32), torch.stack([angle.cos(), angle.sin()]))
+    assert not any("turn" in name for name in net.state_dict())
+
+
+def test_linear_layers_start_after_xavier() -> None:
+    net = DiT(1, 4, width=64, depth=2, heads=2)
+    for block in net.blocks:
+        for layer, ends in ((block.mix.qkv, 256), (block.mix.out, 128), (block.inner, 320), (block.outer, 320)):
+            bound = (6 / ends) ** 0.5
+            assert 0.95 * bound < layer.weight.abs().max() <= bound and (layer.bias == 0).all()
 
 
 def test_dropout_only_in_training() -> None:

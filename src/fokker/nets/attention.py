@@ -54,8 +54,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 def rotate(x: Tensor, turn: Pair) -> Tensor:
     """x (B, N, ..., d) with every pair (x_2i, x_2i+1) turned by its token's angle; turn: cosine and sine (N, d/2)."""
     # The angles are kept in float32: the product is rounded once, to the dtype of x.
-    cos, sin = (part.reshape(len(part), *[1] * (x.ndim - 3), -1) for part in turn)
-    pairs = x.to(cos.dtype).reshape(*x.shape[:-1], -1, 2)
+    dtype = torch.promote_types(x.dtype, turn[0].dtype)
+    cos, sin = (part.to(dtype).reshape(len(part), *[1] * (x.ndim - 3), -1) for part in turn)
+    pairs = x.to(dtype).reshape(*x.shape[:-1], -1, 2)
     if torch.compiler.is_compiling():  # fuses this, and knows no complex numbers
         a, b = pairs.unbind(-1)
         turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)

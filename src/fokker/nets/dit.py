@@ -141,13 +141,18 @@ class DiT(nn.Module):
                 f"DiT.width: given {width}, must be a multiple of {unit} with heads={heads} and {positions} positions"
             )
         self.shape, self.axes, self.grid, self.patch = (channels, *[size] * axes), axes, size // patch, patch
-        self.turning = width // heads if positions == "rotary" else 0
         self.embedding = Embedding(256, width, classes, cond_dim, tokens, cond_length)
         self.first = nn.Linear(channels * patch**axes, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, round(mlp_ratio * width), dropout, cond_length > 0) for _ in range(depth)
         )
-        self.position = None if self.turning else nn.Parameter(0.02 * torch.randn(self.grid**axes, width))
+        self.position = nn.Parameter(0.02 * torch.randn(self.grid**axes, width)) if positions == "learned" else None
+        self.turn: Tensor | None
+        angle = turns(axes, self.grid, width // heads)
+        # A table, for torch.compile would compute the cosines anew for every query; of bits, for net.to(bfloat16)
+        # would round numbers.
+        table = torch.stack([angle.cos(), angle.sin()]).view(torch.int32)
+        self.register_buffer("turn", table if positions == "rotary" else None, persistent=False)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.last = zeroed(nn.Linear(width, self.out_channels * patch**axes))
@@ -167,13 +172,6 @@ class DiT(nn.Module):
             raise ConfigError(f"DiT: unknown preset {name!r}: {closest(name, PRESETS)}")
         return cls(**PRESETS[name] | fields)
 
-    def _turn(self, device: torch.device, dtype: torch.dtype) -> Pair | None:
-        """Cosine and sine of every token's angles; made here, for net.to(bfloat16) would round a buffer."""
-        if not self.turning:
-            return None
-        angle = turns(self.axes, self.grid, self.turning).to(device, torch.promote_types(dtype, torch.float32))
-        return angle.cos(), angle.sin()
-
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         """x (B, C, *size), time (B,) or 0-dim, cond as in `Condition` or `Context` -> (B, out_channels, *size)."""
         if x.ndim != len(self.shape) + 1 or x.shape[1:] != self.shape:
@@ -184,7 +182,10 @@ class DiT(nn.Module):
         order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
         h = self.first(x.reshape(len(x), -1, *cells).permute(order).reshape(len(x), self.grid**axes, -1))
         h = h if self.position is None else h + self.position
-        turn = self._turn(x.device, x.dtype)
+        turn = None
+        if self.turn is not None:
+            cos, sin = self.turn.view(torch.float32)
+            turn = cos, sin
         for block in self.blocks:
             h = block(h, embedding, context, turn)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2)
