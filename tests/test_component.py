@@ -11,6 +11,7 @@ from torch import nn
 from fokker.component import Array, component, recorded
 from fokker.errors import ConfigError, FokkerError, MissingExtraError, closest
 from fokker.process import DDPM, EDM, VE, VP, Cosine, Flow
+from fokker.train import read
 
 
 @pytest.mark.parametrize(
@@ -171,3 +172,12 @@ def test_missing_extra_says_how_to_install_it():
     error = MissingExtraError("matplotlib", "plot")
     assert str(error) == "matplotlib is needed here and is not installed: pip install 'fokker[plot]'"
     assert isinstance(error, ImportError)
+
+
+def test_a_truth_value_is_no_number() -> None:
+    for make, name in ((lambda: VP(True), "VP.beta_min"), (lambda: VP(beta_max=False), "VP.beta_max")):
+        with pytest.raises(ConfigError, match=f"^{name}: given (True|False), must be a number"):
+            make()
+    with pytest.raises(ConfigError, match=r"^train\.steps: given True, must be a number"):
+        read("moons", ["train.steps=true"])
+    assert read("moons", ["train.shard=true"]).train.shard is True

@@ -10,8 +10,9 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from functools import wraps
-from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from functools import cache, wraps
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -138,6 +139,11 @@ def component(cls: C) -> C:
 
     @wraps(inner)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        named = dict(zip((f.name for f in fields(made) if f.init), args, strict=False)) | kwargs
+        for name in [name for name, value in named.items() if isinstance(value, bool)]:
+            if name in _numeric(made):  # pydantic would take True for 1
+                owner = getattr(type(self), "key", type(self).__name__)
+                raise ConfigError(f"{owner}.{name}: given {named[name]}, must be a number")
         try:
             inner(self, *args, **kwargs)
         except ValidationError as error:
@@ -146,6 +152,18 @@ def component(cls: C) -> C:
 
     made.__init__ = __init__  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
+
+
+@cache
+def _numeric(cls: type) -> frozenset[str]:
+    """The fields that hold a number and no truth value."""
+
+    def number(hint: Any) -> bool:
+        hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        return bool not in parts and (int in parts or float in parts)
+
+    return frozenset(name for name, hint in get_type_hints(cls, include_extras=True).items() if number(hint))
 
 
 def recorded(cls: C) -> C:

@@ -148,7 +148,7 @@ class Report:
     def table(self) -> Table:
         """The table for a terminal."""
         heading, *lines = self.cells()
-        table = Table(box=None)
+        table = Table(box=None, padding=(0, 1, 0, 0))
         for i, name in enumerate(heading):
             table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
         for line in lines:
