@@ -17,6 +17,9 @@ from .errors import FileError
 
 __all__ = ["file_digest", "read_metadata", "read_tensors", "write_tensors", "write_text", "write_whole"]
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place at once: never half a file.
@@ -28,6 +31,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors would leave it readable by its owner alone
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

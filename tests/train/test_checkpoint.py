@@ -204,3 +204,9 @@ def test_nothing_is_ever_pickled_or_unpickled() -> None:
     for file in files:
         found = wrong.search(file.read_text(encoding="utf-8"))
         assert found is None, (file.name, found)
+
+
+def test_files_can_be_read_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    save(tmp_path / "m.safetensors", model(EDM()))
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
