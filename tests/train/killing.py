@@ -105,7 +105,7 @@ def at_fsyncs(folder: Path) -> list[int]:
         os.fsync = fsync
         start(folder)
 
-    for die_at in range(1, 7):
+    for die_at in range(1, 9):
         for after in (False, True):
             pid = child(lambda at=die_at, after=after: run(at, after))
             assert not ended(pid)

@@ -59,7 +59,7 @@ def test_two_processes_reach_the_weights_of_one_and_resume_each_other(shard: str
     done = launch(2, "moons", *ARGUMENTS, *extra, "train.steps=4", f"run.dir={folder}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained: ") == 1
-    done = launch(1, str(folder), "--resume", "-q", "train.steps=8", "train.shard=false")
+    done = launch(1, str(folder), "--resume", "-q", "train.steps=8")
     assert done.returncode == 0, done.stderr
     done = launch(2, str(folder), "--resume", "-q", "train.steps=12", f"train.shard={shard}")
     assert done.returncode == 0, done.stderr

@@ -53,25 +53,29 @@ def poison(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
     monkeypatch.setattr(NetDenoiser, "forward", forward)
 
 
-@pytest.mark.parametrize("optimiser", ["AdamW", "RAdam"])  # one that leaves a step out itself, one that cannot
+@pytest.mark.parametrize("bad", [(3, 4), (1,)], ids=["middle", "first"])
+@pytest.mark.parametrize("choice", ["optimiser=AdamW", "optimiser=RAdam", "optimiser=SGD", "precision=fp16"])
 def test_a_step_that_is_not_finite_is_left_out_and_counted(
-    optimiser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    choice: str, bad: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, 3, 4)
-    run = recipe(tmp_path / "r", f"train.optimiser={optimiser}", "train.ema=0", "train.warmup=0")
+    poison(monkeypatch, *bad)
+    momentum = ["train.optimiser_options.momentum=0.9"] if "SGD" in choice else []
+    run = recipe(tmp_path / "r", f"train.{choice}", *momentum, "train.ema=0", "train.warmup=0")
     torch.manual_seed(0)
     loop = Loop(run, run.data.load(), run.model(run.data.load()), Team())
-    before: dict[str, torch.Tensor] = {}
+    before = {k: v.clone() for k, v in loop.module.state_dict().items()}
     for step in range(6):
         loop.step(step)
         entry = loop.record(step)
         now = {k: v.clone() for k, v in loop.module.state_dict().items()}
-        moved = not before or any(not torch.equal(now[k], before[k]) for k in now)
-        assert moved == (step not in (2, 3)) and all(v.isfinite().all() for v in now.values())
-        assert entry["skipped"] == {2: 1}.get(step, 0 if step < 2 else 2)
-        assert (entry["loss"] is None) == (step in (2, 3)) == (entry["gradient_norm"] is None)
+        moved = any(not torch.equal(now[k], before[k]) for k in now)
+        assert moved == (step + 1 not in bad) and all(v.isfinite().all() for v in now.values())
+        assert entry["skipped"] == sum(step + 1 >= call for call in bad)
+        assert (entry["loss"] is None) == (step + 1 in bad) == (entry["gradient_norm"] is None)
         before = now
-    assert {int(value["step"]) for value in loop.optimiser.state.values()} == {4}  # the moments saw only good ones
+    counts = {int(value["step"]) for value in loop.optimiser.state.values() if "step" in value}
+    assert counts <= {6 - len(bad)}  # the moments saw only good ones
+    assert all(v.isfinite().all() for one in loop.optimiser.state.values() for v in one.values() if v is not None)
 
 
 def test_ten_bad_steps_in_a_row_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +109,9 @@ def test_learning_rates_by_hand() -> None:
     assert rates([4, 10, 35, 60, 110], schedule="cosine") == pytest.approx(cosine, abs=1e-12)
     assert rates([4, 9, 39, 999], schedule="inverse-sqrt") == pytest.approx([1.0, 2.0, 1.0, 0.2], rel=1e-12)
     assert rates([19, 79], schedule="inverse-sqrt", reference=20) == pytest.approx([2.0, 1.0], rel=1e-12)
+    assert rates([60, 110], schedule="cosine", lr_end=0.5) == pytest.approx([1.25, 0.5], rel=1e-12)
+    with pytest.raises(ConfigError, match=r"train\.reference: given 0 with warmup=0"):
+        Training(schedule="inverse-sqrt", warmup=0)
 
 
 def test_optimisers_by_name_with_their_options(tmp_path: Path) -> None:
@@ -193,6 +200,7 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fokker\[log\]'"):
         fit(recipe(tmp_path / "q", "train.tensorboard=true"), progress=False)
+    assert not (tmp_path / "q").exists()
 
 
 def test_the_histogram_of_the_loss_by_time() -> None:

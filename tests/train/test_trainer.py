@@ -140,7 +140,8 @@ def test_what_a_run_folder_holds(tmp_path: Path) -> None:
         "state/manifest.json",
     ]
     written = make(yaml.safe_load((folder / "recipe.yaml").read_text()))
-    assert written == read(folder / "recipe.yaml") == replace(run, net=written.net)
+    assert written == read(folder / "recipe.yaml") == replace(run, net=written.net, run=written.run)
+    assert written.run.dir == str(folder) and len(written.run.id) == 32
     assert written.net == run.net | {"dim": 2, "classes": 2, "cond_dim": 0}  # the network's own defaults too
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [2, 4, 5]

@@ -21,14 +21,16 @@ def train(
 ) -> None:
     """Train a model; the run's folder is runs/NAME unless run.dir=... says otherwise."""
     from .. import train as training
-    from ..launch import lonely, place
+    from ..launch import lonely, place, together
 
     if lonely():
         typer.echo(f"fokker: note: {lonely()}", err=True)
-    changes = overrides or ()
-    if resume:
-        folder = training.resume(recipe, changes, progress=not quiet)
-    else:
-        folder = training.fit(training.read(recipe, changes), progress=not quiet)
-    if place().first:  # of several processes one speaks
+    changes, here = overrides or (), place()
+    read = None if resume else training.read(recipe, changes)
+    with together(here):
+        if read is None:
+            folder = training.resume(recipe, changes, progress=not quiet)
+        else:
+            folder = training.fit(read, progress=not quiet)
+    if here.first:  # of several processes one speaks
         typer.echo(f"trained: {folder}  (sample it: fokker sample {folder} -o samples.png)")

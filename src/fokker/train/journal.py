@@ -15,10 +15,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..errors import MissingExtraError
+from ..errors import FileError, MissingExtraError
 from ..files import write_text
 
-__all__ = ["Journal", "Tally"]
+__all__ = ["Journal", "Tally", "tensorboard_writer"]
 
 BINS = 10
 LOG = "log.jsonl"
@@ -110,11 +110,7 @@ class Journal:
         self.file = folder / LOG if writes else None
         self.board: Any = None
         if writes and tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise MissingExtraError("tensorboard", "log") from None
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+            self.board = tensorboard_writer()(str(folder / "tensorboard"), purge_step=start + 1)
         if self.file is not None:
             _cut(self.file, start)
         self.bar = Progress(
@@ -149,8 +145,11 @@ class Journal:
         """Add a line."""
         if self.file is None:
             return
-        with self.file.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
+        try:
+            with self.file.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise FileError(f"{self.file}: cannot be written ({error.strerror}); the last state is intact") from None
         loss = math.nan if record["loss"] is None else record["loss"]
         self.bar.update(self.task, loss=loss, rate=record["samples_per_second"])
         if self.board is not None:
@@ -160,6 +159,15 @@ class Journal:
             for i, value in enumerate(record["loss_by_time"]):
                 if value is not None:
                     self.board.add_scalar(f"loss_by_time/{i}", value, record["step"])
+
+
+def tensorboard_writer() -> Any:
+    """TensorBoard's writer. Raises MissingExtraError if it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError("tensorboard", "log") from None
+    return SummaryWriter
 
 
 def _cut(file: Path, start: int) -> None:

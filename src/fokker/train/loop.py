@@ -7,6 +7,8 @@ global batch); what dropout draws, of (seed, k, rank). Neither history nor the n
 from __future__ import annotations
 
 import copy
+import hashlib
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from ..objectives import Denoising, Terms
 from .drawing import class_count, draw, is_conditional
 from .ema import Averages, write_snapshot
 from .journal import Tally
-from .optim import make_optimiser
+from .optim import SELF_SKIPPING, make_optimiser
 from .parallel import Team, quiet_gradients, shard_of, whole
 from .recipe import Recipe
 from .state import State
@@ -91,6 +93,11 @@ class Loop:
                 f"train.batch: given {options.batch}, fewer than {team.size} processes times "
                 f"train.accumulate={options.accumulate}"
             )
+        self.split = options.shard and team.size > 1
+        if self.split and options.channels_last:
+            raise ConfigError(
+                "train.channels_last: given True with train.shard=True, which torch cannot; leave one out"
+            )
         self.conditional = is_conditional(denoiser)
         # Pictures of a model without classes are drawn for conditions of the data.
         known = samples.take(torch.arange(min(recipe.sampling.n, len(samples))))[1]
@@ -98,33 +105,35 @@ class Loop:
         if options.channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         denoiser.to(self.device).train()
-        self.averaged = copy.deepcopy(denoiser).eval().requires_grad_(False)  # holds an average while it is looked at
+        # Holds an average while it is looked at; where weights are split, on the CPU until it is.
+        self.averaged = copy.deepcopy(denoiser).eval().requires_grad_(False).to("cpu" if self.split else self.device)
         self.module = Step(denoiser, recipe.objective).to(self.device)
         if options.compile:
             denoiser.net.compile()
-        self.wrapped = team.wrap(self.module, _blocks(denoiser.net), options.shard)
+        self.wrapped = team.wrap(self.module, _blocks(denoiser.net), self.split)
         self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self.weights = {
             name.removeprefix("denoiser."): p for name, p in self.parameters.items() if name.startswith("denoiser.")
         }
-        learned = [p for name, p in self.parameters.items() if not name.startswith("denoiser.")]
+        self.beside = [p for name, p in self.parameters.items() if not name.startswith("denoiser.")]
         self.optimiser = make_optimiser(
             options.optimiser,
             self.weights.values(),
             options.lr,
             options.weight_decay,
             options.optimiser_options,
-            learned,
+            self.beside,
         )
         self.averages = Averages(self.weights, options.ema)
         self.precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
-        # Fused optimisers leave out a step themselves where `found_inf` is set, so that the host need not wait for it.
-        fused = bool(self.optimiser.defaults.get("fused"))
-        self.skips_itself = fused and not options.shard and not self.scaler.is_enabled()
+        # Such an optimiser leaves out a step itself, so that the host need not wait to know.
+        fused = bool(self.optimiser.defaults.get("fused")) and isinstance(self.optimiser, SELF_SKIPPING)
+        self.skips_itself = fused and not self.split and not self.scaler.is_enabled()
         self.skipped, self.streak = (torch.zeros((), dtype=torch.int64, device=self.device) for _ in range(2))
         self.tally = Tally(self.device, denoiser.process.T)
         self.since = 0
+        self.data = _fingerprint(samples)
         self.orders: dict[int, Tensor] = {}
 
     def fetch(self, rows: Tensor, positions: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
@@ -132,7 +141,7 @@ class Loop:
         began = time.perf_counter()
         x0, cond = self.samples.take(rows)
         x0 = self.samples.augment(x0, seed=self.options.seed, step=step, positions=positions)
-        x0 = x0.to(self.device, non_blocking=True)
+        x0 = (x0.pin_memory() if self.device.type == "cuda" else x0).to(self.device, non_blocking=True)
         if self.options.channels_last and x0.ndim == 4:
             x0 = x0.contiguous(memory_format=torch.channels_last)
         cond = cond.to(self.device, non_blocking=True) if cond is not None and self.conditional else None
@@ -151,13 +160,13 @@ class Loop:
         parts = mine.tensor_split(options.accumulate)
         for group in self.optimiser.param_groups:
             group["lr"] = options.rate(step)
-        key = philox.philox([torch.tensor(v) for v in (step, team.rank, 0, philox.DOMAINS["training"])], _key(options))
-        torch.manual_seed(int(key[0]) << 31 ^ int(key[1]))  # dropout's
+        torch.manual_seed(_dropout_seed(options.seed, step, team.rank))
         self.optimiser.zero_grad(set_to_none=True)
         bad = torch.zeros((), dtype=torch.bool, device=self.device)
         for i, part in enumerate(parts):
             x0, cond = self.fetch(rows[part], part, step)
-            keys = {"seed": options.seed, "step": step, "positions": part, "total": options.batch}
+            positions = torch.arange(int(part[0]), int(part[-1]) + 1, device=self.device)
+            keys = {"seed": options.seed, "step": step, "positions": positions, "total": options.batch}
             with quiet_gradients(self.wrapped, i + 1 == len(parts)):
                 with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
                     terms = self.wrapped(x0, cond, keys)
@@ -168,7 +177,10 @@ class Loop:
             bad |= ~terms.loss.detach().isfinite().all()
         self.scaler.unscale_(self.optimiser)
         norm = whole(nn.utils.clip_grad_norm_(self.weights.values(), options.clip).detach())
-        flags = torch.stack([(bad | ~norm.isfinite()).to(norm.dtype), torch.full_like(norm, float(stop))])
+        bad |= ~norm.isfinite()
+        if self.beside:  # what the objective learns is not clipped
+            bad |= ~whole(nn.utils.clip_grad_norm_(self.beside, math.inf).detach()).isfinite()
+        flags = torch.stack([bad.to(norm.dtype), torch.full_like(norm, float(stop))])
         flags = team.any(flags)
         self._update(flags[0])
         self.tally.norm(norm)
@@ -184,7 +196,8 @@ class Loop:
     def _update(self, bad: Tensor) -> None:
         """Move the weights, unless this step's numbers are not finite."""
         if self.scaler.is_enabled():
-            self.scaler.step(self.optimiser)
+            if not bool(bad):
+                self.scaler.step(self.optimiser)
             self.scaler.update()
         elif self.skips_itself:
             self.optimiser.found_inf = bad.float()  # type: ignore[attr-defined]
@@ -203,7 +216,8 @@ class Loop:
             )
 
     def record(self, step: int) -> dict[str, Any]:
-        """The line of the log after step `step`; the sums start again."""
+        """The line of the log after step `step`; the sums start again. Raises ConfigError as `step` does."""
+        self._give_up(step)
         record = self.tally.record(self.team.sum, self.since * self.options.batch)
         self.tally.clear()
         self.since = 0
@@ -215,31 +229,35 @@ class Loop:
         """Everything that the next step needs; every process must ask for it."""
         if self.team.size > 1:
             self.recipe.objective.gather(self.module.learned, self.team.sum)
-        tensors = {f"model/{name}": whole(value) for name, value in self.module.state_dict().items()}
+        tensors = {f"model/{name}": self._kept(value) for name, value in self.module.state_dict().items()}
         tensors |= {f"average/{name}": value for name, value in self._averages().items()}
         numbers: dict[str, dict[str, Any]] = {}
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimiser/{name}/{key}"] = whole(value)
+                    tensors[f"optimiser/{name}/{key}"] = self._kept(value)
                 else:
                     numbers.setdefault(name, {})[key] = value
         scaler = self.scaler.state_dict()
         facts = {"skipped": int(self.skipped), "streak": int(self.streak), "optimiser": numbers, "scaler": scaler}
-        return State(step, tensors, facts | {"data": [len(self.samples), *self.samples.shape]})
+        return State(step, tensors, facts | {"data": self.data})
 
     def _averages(self) -> dict[str, Tensor]:
         shards = self.averages.state().items()
-        return {name: whole(value, self.weights[name.partition("/")[2]]) for name, value in shards}
+        return {name: self._kept(value, self.weights[name.partition("/")[2]]) for name, value in shards}
+
+    def _kept(self, value: Tensor, like: Tensor | None = None) -> Tensor:
+        """A whole tensor for a file. One that was split leaves the device at once, and is kept by the first process."""
+        full = whole(value, like)
+        return full if not self.split else full.cpu() if self.team.first else full.new_empty(0)
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
         """Take up a state. Raises FileError if it does not fit this recipe or data."""
-        data = [len(self.samples), *self.samples.shape]
-        if state.facts.get("data") != data:
+        if state.facts.get("data") != self.data:
             raise FileError(
                 f"the data has changed since the state of step {state.step} was saved: "
-                f"then {state.facts.get('data')} (number and shape of samples), now {data}"
+                f"then {state.facts.get('data')} (number, shape and checksum of samples), now {self.data}"
             )
         tensors = dict(state.tensors)
         try:
@@ -258,11 +276,15 @@ class Loop:
                 prefix = f"optimiser/{name}/"
                 for key in [key for key in tensors if key.startswith(prefix)]:
                     value = tensors.pop(key)
-                    values[key.removeprefix(prefix)] = (
-                        shard_of(value, parameter) if value.shape == parameter.shape else value
-                    )
+                    if value.shape == parameter.shape:
+                        value = shard_of(value, parameter)
+                        if not self.split:  # fused optimisers need the parameter's own layout
+                            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                    values[key.removeprefix(prefix)] = value
                 if values:
                     kept[i] = values
+            if tensors:
+                raise KeyError(next(iter(tensors)))
             groups = self.optimiser.state_dict()["param_groups"]
             self.optimiser.load_state_dict({"state": kept, "param_groups": groups})
             if self.scaler.is_enabled() and state.facts["scaler"]:
@@ -285,7 +307,9 @@ class Loop:
         """The model with (the first of) its averages as weights; every process must ask for it."""
         own = dict(self.averaged.named_parameters())
         for name, value in self.averages.values(0).items():
-            own[name].copy_(whole(value, self.weights[name]))
+            full = whole(value, self.weights[name])
+            if self.team.first:
+                own[name].copy_(full)
         for mine, theirs in zip(self.averaged.buffers(), self.module.denoiser.buffers(), strict=True):
             mine.copy_(whole(theirs))
         return self.averaged
@@ -295,13 +319,28 @@ class Loop:
         began = time.perf_counter()
         model = self.look()
         if self.team.first:
+            model.to(self.device)
             classes = class_count(model)  # one class a column
             x, _ = draw(model, self.recipe.sampling, cond=self.examples)
             image = picture(x.cpu(), classes if 0 < classes <= 20 else 8, self.samples.codec)
             if image is not None:
                 write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
+        if self.split:
+            model.to("cpu")
+        self.team.wait()
         self.tally.began += time.perf_counter() - began  # drawing is not training
 
 
-def _key(options: Any) -> tuple[int, int]:
-    return options.seed & 0xFFFFFFFF, options.seed >> 32
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """What seeds torch's own generator, which dropout draws from: a function of (seed, step, rank)."""
+    words: Any = philox.philox([step, rank, 0, philox.DOMAINS["training"]], (seed & 0xFFFFFFFF, seed >> 32))  # type: ignore[list-item]
+    return int(words[0]) << 31 ^ int(words[1])
+
+
+def _fingerprint(samples: Samples) -> list[int | str]:
+    """What tells one training set from another: number, shape, and a checksum of a thousand samples and all labels."""
+    rows = torch.linspace(0, len(samples) - 1, min(len(samples), 1000)).long()
+    digest = hashlib.sha256(samples.values[rows].numpy().tobytes())
+    for told in (samples.labels, samples.cond):
+        digest.update(b"" if told is None else told.numpy().tobytes())
+    return [len(samples), *samples.shape, digest.hexdigest()[:16]]

@@ -11,7 +11,11 @@ from torch import nn
 
 from ..errors import ConfigError, closest
 
-__all__ = ["make_optimiser", "optimiser_class"]
+__all__ = ["SELF_SKIPPING", "make_optimiser", "optimiser_class"]
+
+# Fused, they leave out a step where `found_inf` is set (SGD's momentum would start from memory it never wrote).
+SELF_SKIPPING = (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+
 
 # LBFGS needs a closure, SparseAdam sparse gradients: neither fits a step of training.
 _NAMES = {
@@ -55,7 +59,7 @@ def make_optimiser(
         if key not in allowed:
             raise ConfigError(f"train.optimiser_options: {cls.__name__} has no {key!r}: {closest(key, allowed)}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    if "fused" in allowed and not values.get("foreach"):
+    if cls in SELF_SKIPPING and not values.get("foreach"):
         values = {"fused": True} | values
     if "weight_decay" in inspect.signature(cls).parameters:
         values["weight_decay"] = weight_decay

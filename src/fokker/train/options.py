@@ -50,13 +50,14 @@ class Training:
         steps: updates in all.
         batch: samples per update, over all processes and accumulated parts.
         lr: learning rate at its height.
-        schedule: of the learning rate after `warmup` linear steps: "constant", "cosine" (to 0 at `steps`) or
+        schedule: of the learning rate after `warmup` linear steps: "constant", "cosine" (to `lr_end` at `steps`) or
             "inverse-sqrt" (lr / sqrt(max(1, step / reference)), Karras et al. 2024).
+        lr_end: where cosine ends.
         warmup, reference: in steps; reference 0 stands for `warmup`.
         optimiser: a class of torch.optim by name.
         optimiser_options: its other arguments, such as {betas: [0.9, 0.99]}.
         weight_decay: decoupled in AdamW.
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient; 1e9, say, for no clipping.
         ema: the average of the weights that is saved and sampled: a decay, or a component of the family "ema".
         seed: of everything that is drawn.
         accumulate: parts in which each process works off its share of the batch, to save memory.
@@ -76,6 +77,7 @@ class Training:
     batch: Count = 128
     lr: Positive = 1e-3
     schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"
+    lr_end: Annotated[float, Field(ge=0)] = 0.0
     warmup: Natural = 100
     reference: Natural = 0
     optimiser: str = "AdamW"
@@ -99,13 +101,16 @@ class Training:
 
     def __post_init__(self) -> None:
         optimiser_class(self.optimiser)
+        if self.schedule == "inverse-sqrt" and not (self.warmup or self.reference):
+            raise ConfigError("train.reference: given 0 with warmup=0; inverse-sqrt needs a step from which it falls")
 
     def rate(self, step: int) -> float:
         """The learning rate of 0-based step `step`, a function of it alone."""
         factor = min(1.0, (step + 1) / max(1, self.warmup))
         if self.schedule == "cosine" and step >= self.warmup:
             u = (step - self.warmup) / max(1, self.steps - self.warmup)
-            factor *= 0.5 * (1.0 + math.cos(math.pi * min(1.0, u)))
+            low = self.lr_end / self.lr
+            factor *= low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, u)))
         if self.schedule == "inverse-sqrt":
             factor /= math.sqrt(max(1.0, (step + 1) / max(1, self.reference or self.warmup)))
         return self.lr * factor
@@ -125,10 +130,11 @@ class Sampling:
 
 @component
 class Run:
-    """Where a run is kept; default runs/<name>."""
+    """Where a run is kept, default runs/<name>; and what tells its states from another's (set by training)."""
 
     key: ClassVar[str] = "run"
     dir: str = ""
+    id: str = ""
 
 
 SECTIONS = {"denoiser": Reads, "train": Training, "sampling": Sampling, "run": Run}

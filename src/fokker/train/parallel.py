@@ -59,7 +59,7 @@ class Team:
         Args:
             module: what is called in training.
             blocks: parts that are gathered one at a time when split.
-            shard: split (FSDP2) rather than copy (DDP).
+            shard: split (FSDP2) rather than copy (DDP); only among several.
         """
         if shard:
             from torch.distributed.device_mesh import init_device_mesh

@@ -79,7 +79,8 @@ def read_state(folder: Path, run: str) -> tuple[State | None, list[str]]:
     # A state newer than the manifest is whole all the same: its own checksum says so.
     for file in sorted(folder.glob("*.safetensors"), reverse=True):
         try:
-            return _read(file, run, listed.get(file.name)), wrong
+            gone = [f"{folder / name}: missing" for name in listed if name > file.name and not (folder / name).exists()]
+            return _read(file, run, listed.get(file.name)), gone + wrong
         except FileError as error:
             wrong.append(str(error))
     missing = [f"{folder / name}: missing" for name in listed if not (folder / name).exists()]
@@ -96,9 +97,12 @@ def _read(file: Path, run: str, checksum: str | None) -> State:
         raise FileError(f"{file}: the state of another run")
     try:
         facts: Mapping[str, Any] = json.loads(metadata["facts"])
-        return State(int(metadata["step"]), tensors, dict(facts))
+        state = State(int(metadata["step"]), tensors, dict(facts))
     except (KeyError, ValueError) as error:
         raise FileError(f"{file}: damaged ({error})") from None
+    if file.stem != f"{state.step:08d}":
+        raise FileError(f"{file}: holds the state of step {state.step}")
+    return state
 
 
 def _manifest(folder: Path) -> list[dict[str, Any]]:

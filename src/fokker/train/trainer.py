@@ -10,11 +10,12 @@ RUN/log.jsonl, RUN/samples/
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
+import operator
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -32,7 +33,7 @@ from ..solvers import Times
 from .checkpoint import MODEL, save
 from .drawing import class_count, draw, is_conditional
 from .ema import POWER, Power
-from .journal import Journal
+from .journal import Journal, tensorboard_writer
 from .loop import Loop
 from .parallel import Team
 from .recipe import Recipe, read
@@ -41,9 +42,9 @@ from .state import read_state, write_state
 __all__ = ["fit", "resume"]
 
 RECIPE = "recipe.yaml"
-# What a run is: a state of one run is of no use to another. What else a recipe says may change on the way.
-_OWN = ("data", "process", "net", "denoiser", "objective")
-_OWN_TRAIN = ("batch", "seed", "optimiser", "ema")
+# What a run is, beside its data. Whatever else a recipe says may change on the way.
+_OWN = ("process", "net", "denoiser", "objective")
+_OWN_TRAIN = ("batch", "seed", "optimiser", "optimiser_options", "ema")
 
 
 def fit(recipe: Recipe, *, progress: bool = True) -> Path:
@@ -58,25 +59,20 @@ def fit(recipe: Recipe, *, progress: bool = True) -> Path:
         ConfigError: data and network do not fit, or ten steps in a row were not finite.
         KeyboardInterrupt, SystemExit: on SIGINT and SIGTERM, after the step was finished and the state saved.
     """
-    folder = recipe.folder
-    taken = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    if taken.exists() and not taken.is_dir():
-        raise FileError(f"{taken}: this is a file and is left as it is; choose another folder with run.dir=...")
-    if folder.is_dir() and any(not _scrap(item) for item in folder.iterdir()):
-        advice = f", or go on with it: fokker train {folder} --resume" if (folder / RECIPE).is_file() else ""
-        raise FileError(
-            f"{folder}: this folder is not empty and is left as it is; choose another with run.dir=...{advice}"
-        )
+    _check_free(recipe.folder)
     return _train(recipe, progress, resumed=False)
 
 
 def resume(folder: Path | str, overrides: Sequence[str] = (), *, progress: bool = True) -> Path:
-    """Go on with a run from its newest good state, to the same bits as if it had never stopped.
+    """Go on with a run from its newest good state.
+
+    One process on the CPU ends in the bits of a run that was never stopped, at one number of threads; several processes
+    and GPUs, whose sums are not made in one order, within rounding of it.
 
     Args:
         folder: the run's folder.
-        overrides: changes such as train.steps=4000; what the run is (data, process, net, denoiser, objective, batch,
-            seed, optimiser, ema) cannot change.
+        overrides: changes such as train.steps=4000 (with a cosine schedule the rates of all steps to come); what the
+            run is (process, net, denoiser, objective, batch, seed, optimiser, ema, the data's content) cannot change.
         progress: show a bar.
 
     Raises:
@@ -85,17 +81,45 @@ def resume(folder: Path | str, overrides: Sequence[str] = (), *, progress: bool 
     """
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
-        raise FileError(f"{folder}: no {RECIPE} in this folder, so there is no run to resume")
+        named = Path("runs") / folder
+        hint = f"; did you mean {named}?" if (named / RECIPE).is_file() else ""
+        raise FileError(f"{folder}: no {RECIPE} in this folder, so there is no run to resume{hint}")
+    moved = [item for item in overrides if item.partition("=")[0].startswith("run")]
+    if moved:
+        raise ConfigError(f"{moved[0]}: a run is resumed where it is, in {folder}; leave it out")
     place = f"run.dir={json.dumps(str(folder))}"
     before, recipe = read(folder / RECIPE, [place]), read(folder / RECIPE, [*overrides, place])
-    old, new = _identity(before.resolved()), _identity(recipe.resolved())
-    changed = [name for name in old if old[name] != new[name]]
-    if changed:
-        raise ConfigError(
-            f"{changed[0]}: given {new[changed[0]]}, but this run has {old[changed[0]]}; "
-            "a resumed run keeps it: start another with run.dir=..."
-        )
+    _check_same(_identity(before.resolved()), _identity(recipe.resolved()), operator.eq)
     return _train(recipe, progress, resumed=True)
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder that holds something. Raises FileError."""
+    taken = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if taken.exists() and not taken.is_dir():
+        raise FileError(f"{taken}: this is a file and is left as it is; choose another folder with run.dir=...")
+    if folder.is_dir() and any(not _scrap(item) for item in folder.iterdir()):
+        advice = f", or go on with it: fokker train {folder} --resume" if (folder / RECIPE).is_file() else ""
+        raise FileError(
+            f"{folder}: this folder is not empty and is left as it is; choose another with run.dir=...{advice}"
+        )
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], same: Callable[[Any, Any], bool]) -> None:
+    """Refuse to go on with a run as another. Raises ConfigError."""
+    for name, value in old.items():
+        if not same(value, new[name]):
+            raise ConfigError(
+                f"{name}: given {new[name]}, but this run has {value}; "
+                "a resumed run keeps it: start another with run.dir=..."
+            )
+
+
+def _agrees(old: Any, new: Any) -> bool:
+    """Whether everything in `old` is in `new`, which may know fields that a later fokker has given defaults."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return all(name in new and _agrees(value, new[name]) for name, value in old.items())
+    return bool(old == new)
 
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
@@ -111,14 +135,20 @@ def _scrap(item: Path) -> bool:
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Hold the run's lock. Raises FileError if another process trains here."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written ({error.strerror})") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise FileError(f"{folder}: another process is training here") from None
+        except OSError as error:
+            raise FileError(f"{folder}: its file system has no locks ({error.strerror})") from None
         for scrap in folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
-            scrap.unlink()
+            scrap.unlink(missing_ok=True)
         yield
         # The file stays: removing it would let two processes lock two files of one name.
 
@@ -156,26 +186,33 @@ def _train(recipe: Recipe, progress: bool, resumed: bool) -> Path:
         # What cannot be saved, drawn or trained is said before an hour is spent and before a folder is made.
         spec(denoiser, {})
         resolved = recipe.resolved(denoiser.net)
+        resolved["run"]["id"] = (recipe.run.id if resumed else "") or uuid.uuid4().hex
         _check_fit(recipe, samples, denoiser)
-        identity = hashlib.sha256(json.dumps(_identity(resolved), sort_keys=True).encode()).hexdigest()
         codec = None if samples.codec is None else spec(samples.codec, inline=2**20)
         info = {"classes": list(samples.classes), "codec": codec, "recipe": resolved}
         loop = Loop(recipe, samples, denoiser, team)
         team.wait()
         if not team.first:
-            return _run(loop, folder, identity, info, progress=False, resumed=resumed)
+            return _run(loop, folder, info, progress=False, resumed=resumed)
         with _only_one(folder):
+            if not resumed:  # another may have trained here in the meantime
+                _check_free(folder)
             text = yaml.safe_dump(resolved, sort_keys=False)
             if not (resumed and (folder / RECIPE).read_text(encoding="utf-8") == text):
                 write_text(folder / RECIPE, text)
-            return _run(loop, folder, identity, info, progress=progress, resumed=resumed)
+            return _run(loop, folder, info, progress=progress, resumed=resumed)
 
 
-def _run(loop: Loop, folder: Path, identity: str, info: dict[str, Any], *, progress: bool, resumed: bool) -> Path:
+def _run(loop: Loop, folder: Path, info: dict[str, Any], *, progress: bool, resumed: bool) -> Path:
     options, team = loop.options, loop.team
-    state, wrong = read_state(folder / "state", identity) if resumed else (None, [])
+    run, identity = info["recipe"]["run"]["id"], _identity(info["recipe"])
+    state, wrong = read_state(folder / "state", run) if resumed else (None, [])
     start = 0 if state is None else state.step
+    ends = team.any(torch.tensor([start, -start], device=team.device))
+    if int(ends[0]) != -int(ends[1]):
+        raise FileError(f"{folder}: its processes have read states of different steps, here {start}; look at state/")
     if state is not None:
+        _check_same(state.facts["identity"], identity, _agrees)
         loop.restore(state)
     name, board = loop.recipe.name, options.tensorboard
     journal = Journal(folder, name, start, options.steps, writes=team.first, show=progress, tensorboard=board)
@@ -183,12 +220,13 @@ def _run(loop: Loop, folder: Path, identity: str, info: dict[str, Any], *, progr
     def keep(step: int) -> None:
         """Save the state and the model; every process takes part."""
         whole, model = loop.state(step), loop.look()
+        whole.facts["identity"] = identity
         if team.first:
-            write_state(folder / "state", whole, identity)
+            write_state(folder / "state", whole, run)
             save(folder / MODEL, model, info | {"step": step})
 
     def due(every: int, step: int) -> bool:
-        return step == options.steps or bool(every and step % every == 0)
+        return step >= options.steps or bool(every and step % every == 0)
 
     with journal, _Signals() as signals:
         for line in wrong:
@@ -196,13 +234,14 @@ def _run(loop: Loop, folder: Path, identity: str, info: dict[str, Any], *, progr
         if start >= options.steps:  # all but the last files may have been written
             journal.say(f"{folder}: finished already, at step {start}; for more steps: train.steps=...")
             keep(start)
+        if start and due(options.sample_every, start):
             loop.picture(folder / "samples" / f"{start:06d}.png")
         for step in range(start, options.steps):
             stop, done = loop.step(step, signals.wish is not None), step + 1
             if stop or due(options.log_every, done):
                 journal.write(loop.record(step))
             journal.advance()
-            if options.snapshot_every and done % options.snapshot_every == 0:
+            if options.snapshot_every and due(options.snapshot_every, done):
                 loop.snapshot(folder, done)
             if stop or due(options.checkpoint_every, done):
                 keep(done)
@@ -227,6 +266,8 @@ def _check_fit(recipe: Recipe, samples: Samples, denoiser: NetDenoiser) -> None:
         recipe.objective(denoiser, x0, cond, learned=learned, seed=recipe.train.seed)
     steps = None if isinstance(recipe.sampling.grid, Times) else 1
     draw(denoiser, recipe.sampling, n=1, cond=None if classes else cond, steps=steps)
+    if recipe.train.tensorboard:
+        tensorboard_writer()
     if recipe.train.snapshot_every and not isinstance(recipe.train.ema, Power):
         raise ConfigError(f"train.snapshot_every: snapshots need {POWER}")
     denoiser.train()
