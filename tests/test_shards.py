@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fokker as fk
-from fokker.data import to_uint8
+from fokker.component import Array
+from fokker.data import Category, LatentCodec, Number, TableCodec, to_uint8
 from fokker.data.arrays import held_out
 from fokker.errors import ConfigError, FileError
+from fokker.files import read_tensors, write_tensors
 from fokker.launch import Place, lonely, place, together
 from fokker.prediction import Prediction
 from fokker.process import VE, VP, Flow
+from fokker.registry import spec
 from fokker.shards import Sharding, Shards, read_shards, sample_to
 
 from .shard_worker import OPTIONS, mixture
@@ -301,6 +304,85 @@ def test_a_folder_is_data(whole: Path) -> None:
     assert 15 < int(out.sum()) < 27
     with pytest.raises(ConfigError, match="none of its 70 rows is in the test split: change holdout=0.0"):
         Shards(str(whole), holdout=0.0).load("test")
+
+
+def test_a_folder_of_numbers_that_are_not_finite_is_no_data(copy: Path) -> None:
+    file = copy / "samples-00000032-00000047.safetensors"
+    tensors, texts = read_tensors(file, "fokker-shard-1")
+    tensors["x"][3, 1], tensors["x"][5, 0] = torch.inf, torch.nan
+    write_tensors(file, tensors, texts)
+    with pytest.raises(FileError, match=r"2 of its 70 rows are not finite; manifest\.json says in which files"):
+        Shards(str(copy)).load()
+
+
+def test_a_shard_of_another_request_is_not_read(copy: Path, tmp_path: Path) -> None:
+    name = "samples-00000016-00000031.safetensors"
+    tensors, texts = read_tensors(copy / name, "fokker-shard-1")
+    x, labels = tensors["x"], tensors["labels"]
+    foreign: list[tuple[dict[str, Tensor], dict[str, str]]] = [
+        (tensors, texts | {"request": "0" * 64}),
+        ({"x": x[:1], "labels": labels}, texts),  # would be copied into all 16 rows
+        ({"x": x.to(torch.uint8), "labels": labels}, texts),
+        ({"labels": labels}, texts),
+    ]
+    for given, told in foreign:
+        write_tensors(copy / name, given, told)
+        with pytest.raises(FileError, match=rf"{name}: a shard of another request; move it away"):
+            read_shards(copy)
+    manifest = listed(copy)
+    for change in (
+        {"dtype": "cdouble"},
+        {"dtype": "load"},
+        {"shape": [-1]},
+        {"shape": 2},
+        {"shard": "16"},
+        {"shard": 0},
+    ):
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"request": manifest["request"] | change}))
+        with pytest.raises(FileError, match=r"manifest\.json: not a readable manifest"):
+            read_shards(copy)
+
+
+def test_the_codec_of_a_folder_decodes_its_data(tmp_path: Path) -> None:
+    codec = TableCodec((Number("a", 10.0, 2.0, 0.0, 20.0), Category("b", ("x", "y"))))
+    sample_to(tmp_path / "x", mixture(), n=40, about={"codec": spec(codec)}, **(KEYS | SMALL))
+    data = Shards(str(tmp_path / "x"), holdout=0.0).load()
+    assert data.codec == codec and torch.equal(data.values, plain(40, **SMALL))  # the model's own numbers
+    with pytest.raises(ConfigError, match="^codec: "):
+        sample_to(tmp_path / "x", mixture(), n=40, **(KEYS | SMALL))
+
+
+class Pictures(nn.Module):
+    """Two numbers to a picture of 3 x 1 x 2, which depends on how many are decoded at once."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.stack([z / 4, -z / 4, z / 4 + len(z) / 100], 1)[:, :, None]
+
+
+def test_a_folder_of_decoded_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fokker.data.latents.load_autoencoder", lambda path: Pictures())
+    (tmp_path / "a.safetensors").write_bytes(b"a")
+    codec = LatentCodec(str(tmp_path / "a.safetensors"), Array([0.5, 0.0]), Array([1.0, 2.0]))
+    keys = KEYS | SMALL | {"decode": codec, "seed": 3}
+    for n in (5, 7):  # a folder that grows
+        sample_to(tmp_path / "x", mixture(), n=n, **keys)
+    z = plain(7, seed=3, steps=2) * torch.tensor([1.0, 2.0]) + torch.tensor([0.5, 0.0])
+    whole = torch.stack([z / 4, -z / 4, z / 4 + 0.02], 1)[:, :, None].clamp(-1, 1)  # two at once, also at the end
+    x, _ = read_shards(tmp_path / "x")
+    assert x.shape == (7, 3, 1, 2) and torch.allclose(x, whole, atol=1e-6)
+    request = listed(tmp_path / "x")["request"]
+    assert request["shape"] == [2] and request["stored"] == [3, 1, 2] and request["decode"]["kind"] == "latent"
+    sample_to(tmp_path / "bytes", mixture(), n=7, dtype=torch.uint8, **keys)
+    assert torch.equal(read_shards(tmp_path / "bytes")[0], to_uint8(whole))
+    assert Shards(str(tmp_path / "bytes"), holdout=0.0).load().is_image
+    with pytest.raises(ConfigError, match="^decode: "):
+        sample_to(tmp_path / "x", mixture(), n=7, **(keys | {"decode": None}))
+    (tmp_path / "a.safetensors").unlink()
+    with pytest.raises(FileError, match=r"a\.safetensors: cannot be read"):
+        Sharding(tmp_path / "y", mixture(), n=7, **keys)
 
 
 # ---- several processes

@@ -110,12 +110,12 @@ def test_train_sample_info_in_real_processes(tmp_path: Path) -> None:
 def test_the_numbers_are_the_librarys(call: Call, runs: Path) -> None:
     result = call("sample", runs / "free", "--n", 5, "--seed", 9, "-o", "x.npy")
     assert result == Result(0, "5 samples: x.npy\n", "")
-    expected = fk.sample(load(runs / "free"), n=5, seed=9, solver="heun", grid="t", steps=2)
+    expected = fk.sample(load(runs / "free"), n=5, seed=9, solver="heun", grid="t", steps=2, batch_size=64, pad=True)
     assert np.array_equal(np.load("x.npy"), expected.numpy())
 
 
 def test_classes_come_in_turn_and_guidance_from_the_recipe(call: Call, runs: Path) -> None:
-    denoiser, keys = load(runs / "told"), {"solver": "heun", "grid": "t", "steps": 2}
+    denoiser, keys = load(runs / "told"), {"solver": "heun", "grid": "t", "steps": 2, "batch_size": 64, "pad": True}
     call("sample", runs / "told", "--n", 6, "-o", "all.npy")
     turns = torch.arange(6) % 2
     assert np.array_equal(np.load("all.npy"), fk.sample(CFG(denoiser, 1.5), n=6, cond=turns, **keys).numpy())
@@ -144,7 +144,9 @@ def test_classes_come_in_turn_and_guidance_from_the_recipe(call: Call, runs: Pat
 )
 def test_solvers_grids_and_budgets(options: list[Any], keys: dict[str, Any], call: Call, runs: Path) -> None:
     assert call("sample", runs / "free", "--n", 3, "-o", "x.npy", *options).code == 0
-    assert np.array_equal(np.load("x.npy"), fk.sample(load(runs / "free"), n=3, **keys).numpy())
+    assert np.array_equal(
+        np.load("x.npy"), fk.sample(load(runs / "free"), n=3, batch_size=64, pad=True, **keys).numpy()
+    )
 
 
 def test_the_same_seed_at_any_n_and_nearly_at_any_batch_size(call: Call, runs: Path) -> None:
@@ -169,6 +171,7 @@ def test_the_same_seed_at_any_n_and_nearly_at_any_batch_size(call: Call, runs: P
     full = drawn(10, 4)
     assert np.array_equal(drawn(7, 4), full[:7])  # same bits for any n at one batch size: the last batch is padded
     assert np.array_equal(drawn(5, 4), full[:5])
+    assert np.array_equal(drawn(10, 64), drawn(70, 64)[:10])  # also where n is less than a batch
     for batch in (1, 3, 10, 64):  # other shapes, other rounding: the same samples, not always the same bits
         assert np.allclose(drawn(10, batch), full, rtol=1e-4, atol=1e-5)
     assert not np.isclose(drawn(10, 4, seed=2), full).any()
@@ -382,6 +385,12 @@ def test_numbers_that_are_not_finite_are_warned_of(call: Call, runs: Path) -> No
     result = call("sample", "bad.safetensors", "--n", 3, "--steps", 2, "-o", "x.npy")
     assert result.code == 0 and result.err == "fokker: warning: some samples are not finite\n"
     assert np.isnan(np.load("x.npy")).all()
+
+
+@pytest.mark.parametrize("change", ["data=moons", "net.classes=0"])
+def test_the_demo_refuses_what_it_cannot_judge_before_training(change: str, call: Call, tmp_path: Path) -> None:
+    mistake(call("demo", change), "the demo needs labelled images")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_fresh_samples_are_judged_as_the_library_judges_them(call: Call, points:
     source = fk.data.Moons(n=200)
     train, test = source.load("train"), source.load("test")
     told = train.labels[noise.permutation(3, 200, 3)[:60]]  # classes as frequent as in the data
-    x, _ = draw(load(points), Sampling(steps=2), 60, cond=told, seed=3, steps=4, batch_size=60)
+    x, _ = draw(load(points), Sampling(steps=2), 60, cond=told, seed=3, steps=4, batch_size=64)
     report = evaluate(x, train, test, metrics=["w2", "precision", "copied"], seed=3)
     whole = json.loads((folder / "evaluation.json").read_text())
     assert whole["metrics"] == json.loads(report.to_json())["metrics"]
@@ -110,7 +110,7 @@ def test_pictures_go_through_a_classifier_that_is_kept(call: Call, pictures: Pat
     names = [row["name"] for row in whole["metrics"]]
     assert names[:2] == ["frechet[classifier]", "kid[classifier]"] and names[-1] == "agreement[classifier]"
     assert whole["metrics"][-1]["floor_held_out"] == 1.0  # bright and dark are easily told apart
-    assert (pictures / "classifier.safetensors").exists()
+    assert len(list(pictures.glob("classifier-????????.safetensors"))) == 1
     # Real pictures of known classes in a file: bytes become numbers, labels are found.
     with np.load(pictures.parent / "data.npz") as data:
         np.savez("real.npz", x=data["x"], labels=data["y"])

@@ -17,13 +17,14 @@ import torch
 
 import fokker as fk
 from fokker.cli import main
-from fokker.data import to_uint8
+from fokker.data import Number, TableCodec, to_uint8
 from fokker.files import file_digest
 from fokker.guidance import CFG
 from fokker.launch import Place
 from fokker.nets import MLP, UNet
 from fokker.process import Flow
-from fokker.shards import Sharding, read_shards
+from fokker.registry import spec
+from fokker.shards import Sharding, Shards, read_shards
 from fokker.train import load
 from fokker.train.drawing import class_count, draw, settle
 from fokker.train.recipe import Sampling
@@ -164,9 +165,13 @@ def test_stopped_it_says_how_to_go_on(
 
 
 def test_a_stopped_file_is_not_written(call: Call, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fokker.data.write_samples", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    def write(path: Path, *_: Any, **__: Any) -> None:
+        if path.name == "x.npy" and path.parent == Path():  # not the trial
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("fokker.data.write_samples", write)
     result = call("sample", models / "free.safetensors", "--n", 3, "-o", "x.npy")
-    assert result == Result(143, "", "fokker: interrupted: nothing was written\n") and not Path("x.npy").exists()
+    assert result == Result(143, "", "fokker: interrupted: nothing was written\n") and not list(Path().iterdir())
 
 
 # ---- conditions, indices, files of numbers
@@ -192,16 +197,19 @@ def test_conditions_from_a_file_are_taken_in_turn(call: Call, models: Path) -> N
     np.save("rows.npy", rows)
     run = models / "vector.safetensors"
     cond = torch.from_numpy(rows.astype(np.float32))[[0, 1, 0, 1, 0]]
-    x = fk.sample(CFG(load(run), 1.5), n=5, cond=cond, **KEYS)
+    x = fk.sample(CFG(load(run), 1.5), n=5, cond=cond, batch_size=64, pad=True, **KEYS)
     assert call("sample", run, "--n", 5, "--cond", "rows.npy", "-o", "x.npz").code == 0
     with np.load("x.npz", allow_pickle=False) as arrays:
         assert np.array_equal(arrays["x"], x.numpy()) and np.array_equal(arrays["cond"], cond.numpy())
     assert call("sample", run, "--n", 5, "-o", "none.npy").code == 0  # without: unconditional
-    assert np.array_equal(np.load("none.npy"), fk.sample(load(run), n=5, **KEYS).numpy())
+    assert np.array_equal(np.load("none.npy"), fk.sample(load(run), n=5, batch_size=64, pad=True, **KEYS).numpy())
     np.save("labels.npy", np.array([2, 0], dtype=np.uint8))
     assert call("sample", models / "told.safetensors", "--n", 4, "--cond", "labels.npy", "-o", "l.npy").code == 0
     guided = CFG(load(models / "told.safetensors"), 1.5)
-    assert np.array_equal(np.load("l.npy"), fk.sample(guided, n=4, cond=torch.tensor([2, 0, 2, 0]), **KEYS).numpy())
+    assert np.array_equal(
+        np.load("l.npy"),
+        fk.sample(guided, n=4, cond=torch.tensor([2, 0, 2, 0]), batch_size=64, pad=True, **KEYS).numpy(),
+    )
 
 
 MISTAKES: list[tuple[str, list[Any], list[str]]] = [
@@ -211,6 +219,9 @@ MISTAKES: list[tuple[str, list[Any], list[str]]] = [
     ("told", ["-o", "x", "--batch-size", 0], ["batch_size: given 0"]),
     ("told", ["-o", "x", "--dtype", "uint8"], ["uint8 for samples of shape (2,)"]),
     ("told", ["-o", "x", "--steps", 0], ["steps: given 0"]),
+    ("told", ["--dtype", "uint8"], ["--dtype: given uint8 for samples of shape (2,), which are no pictures"]),
+    ("told", ["--dtype", "uint8", "-o", "x.png"], ["--dtype: given uint8 for x.png; bytes are written to"]),
+    ("tiles", ["--dtype", "uint8", "-o", "x.csv"], ["--dtype: given uint8 for x.csv; bytes are written to"]),
     ("told", ["--dtype", "float16"], ["--dtype: given 'float16'"]),
     ("told", ["--shard", 64], ["--shard: given 64, but x.npy is one file"]),
     ("told", ["--indices", "4"], ["--indices: given '4'; must be A:B"]),
@@ -244,6 +255,27 @@ def test_mistakes(name: str, options: list[Any], says: list[str], call: Call, mo
     assert result.code == 2 and result.out == "" and result.err.startswith("fokker: ") and result.err.count("\n") == 1
     assert all(part in result.err for part in says), result.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("name", "says"), [("tiles", "x.csv: samples"), ("far", "x.png: samples of shape (5,)")])
+def test_what_cannot_be_written_is_not_drawn(
+    name: str, says: str, call: Call, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model(models / "far.safetensors", MLP(5, width=8, depth=1), (5,), {})
+    monkeypatch.setattr("fokker.sampling._Job.run", lambda *_: pytest.fail("drawn"))
+    result = call("sample", models / f"{name}.safetensors", "-o", says.split(":")[0])
+    assert result.code == 2 and says.split(": ")[1] in result.err and ".fokker" not in result.err, result
+    assert not list(Path().iterdir())
+
+
+def test_a_folder_of_a_model_with_a_codec_names_it(call: Call, models: Path) -> None:
+    codec = TableCodec((Number("a", 10.0, 2.0, 0.0, 20.0), Number("b", 0.0, 1.0, -9.0, 9.0)))
+    info = {"codec": spec(codec), "recipe": {"sampling": {"solver": "heun", "grid": "t", "steps": 2}}}
+    model(models / "table.safetensors", MLP(2, width=8, depth=1), (2,), info)
+    assert call("sample", models / "table.safetensors", "-n", 6, *SMALL, "-o", "x").code == 0
+    call("sample", models / "table.safetensors", "-n", 6, "--batch-size", 4, "-o", "x.npy")
+    data = Shards("x", holdout=0.0).load()
+    assert data.codec == codec and np.array_equal(codec.decode(data.values).numpy(), np.load("x.npy"))
 
 
 # ---- the way to draw

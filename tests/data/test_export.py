@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from fokker.data import Category, Diabetes, Number, SignalCodec, Table, TableCodec, picture, write_samples
+from fokker.data.export import table_rows
 from fokker.errors import ConfigError, FileError
 
 CODEC = TableCodec(
@@ -64,6 +65,20 @@ def test_arrays(tmp_path: Path) -> None:
     with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
         assert arrays["x"].tolist() == [[11.0, 1.0, 0.0], [15.0, 0.0, 1.0]] and arrays["labels"].tolist() == [1, 0]
         assert arrays["columns"].tolist() == ["n", "c", "s"] and arrays["classes"].tolist() == ["low", "high"]
+
+
+def test_the_null_class_is_an_empty_cell(tmp_path: Path) -> None:
+    write_samples(tmp_path / "x.csv", X, codec=CODEC, cond=torch.tensor([-1, 0]), classes=("low", "high"))
+    assert [row["kind"] for row in read(tmp_path / "x.csv")] == ["", "low"]
+    assert [row["label"] for row in table_rows(X, cond=torch.tensor([-1, 7]))] == [None, 7]
+
+
+def test_nothing_but_arrays_is_given_to_savez(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An older NumPy knows no keywords: every one is an array.
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: seen.update(arrays))
+    write_samples(tmp_path / "x.npz", X, cond=torch.tensor([1, 0]))
+    assert sorted(seen) == ["labels", "x"]
 
 
 def test_conditions(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fokker import nets, registry
-from fokker.data import Arrays, Data, LatentCodec, Latents
+from fokker.data import Arrays, Data, LatentCodec, Latents, decode_in_batches
 from fokker.errors import ConfigError, FileError
 from fokker.train import Recipe
 from fokker.train.recipe import make
@@ -57,6 +57,22 @@ def test_exact_autoencoder_round_trips(images: Arrays) -> None:
     assert torch.allclose(train.mean(1), torch.zeros(2), atol=1e-5)
     assert torch.allclose(train.std(1), torch.ones(2), atol=1e-5)
     assert net.training and not any(net.modes[-8:-1])  # encoded in evaluation mode, given back as it was
+
+
+def test_a_decoded_sample_does_not_depend_on_their_number(images: Arrays) -> None:
+    class Sizes(Orthogonal):
+        seen: list[int] = []
+
+        def decode(self, z: Tensor) -> Tensor:
+            self.seen.append(len(z))
+            return super().decode(z)
+
+    codec = Latents(images, Sizes()).load().codec  # type: ignore[arg-type]
+    assert codec is not None
+    z = torch.randn(7, 2, 6, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(decode_in_batches(codec, z, 3), codec.decode(z), atol=1e-6) and Sizes.seen == [3, 3, 3, 7]
+    with pytest.raises(ConfigError, match="LatentCodec: decoded values cannot be encoded again; give a folder"):
+        codec.encode(codec.decode(z))
 
 
 def test_decoded_pictures_stay_in_range(images: Arrays) -> None:

@@ -33,6 +33,7 @@ def test_texts_come_back(tmp_path: Path, name: str) -> None:
             t for t, c in zip(SMILES, chosen, strict=True) if c
         ]
         assert set(samples.values.unique().tolist()) == {-1.0, 1.0} and samples.values.sum(1).unique().numel() == 1
+        assert torch.equal(codec.encode(codec.decode(samples.values + 0.4)), samples.values)
         again = build("codec", json.loads(json.dumps(spec(codec))))
         assert again == codec and torch.equal(again.decode(samples.values), codec.decode(samples.values))
 
@@ -73,7 +74,10 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must be \(N, 3, L\)"):
         SmilesCodec(("", "C", "O")).decode(torch.zeros(1, 2, 3))
     with pytest.raises(ConfigError, match="has 3 tokens, more than 2"):
-        SmilesCodec(("", "C", "O")).encode(["CCO"], 2)
+        SmilesCodec(("", "C", "O")).codes(["CCO"], 2)
+    for codes in (torch.tensor([[3]]), torch.tensor([[-1]]), torch.tensor([[1.0]]), torch.tensor([1])):
+        with pytest.raises(ConfigError, match=r"must be integers \(N, L\) in \[0, 3\)"):
+            SmilesCodec(("", "C", "O")).encode(codes)
     (tmp_path / "e.smi").write_text("\n")
     with pytest.raises(FileError, match="is empty"):
         Molecules(str(tmp_path / "e.smi")).load()

@@ -162,8 +162,10 @@ def test_the_codec_keeps_shape_dtype_and_gradient() -> None:
     x = torch.randn(4, 2, 5, dtype=torch.float64, requires_grad=True)
     y = codec.decode(x)
     assert torch.equal(y[:, 1], x[:, 1] * 0.5 - 2) and torch.equal(y[:, 0], 1 + 3 * x[:, 0]) and y.requires_grad
-    with pytest.raises(ConfigError, match=r"must be \(N, 2, L\)"):
-        codec.decode(x[:, :1])
+    for change in (codec.decode, codec.encode):
+        with pytest.raises(ConfigError, match=rf"{change.__name__}: given \(4, 1, 5\), must be \(N, 2, L\)"):
+            change(x[:, :1])
+    assert torch.allclose(codec.encode(y), x.float(), atol=1e-7) and codec.encode(y).dtype == torch.float32
 
 
 def test_heartbeats_beat() -> None:

@@ -250,6 +250,29 @@ def test_values_that_do_not_belong(tmp_path: Path) -> None:
         codec.encode({name: values for name, values in row.items() if name != "wage"})
 
 
+def test_decoded_numbers_are_encoded_again(tmp_path: Path) -> None:
+    train = table(tmp_path).load()
+    assert isinstance(train.codec, TableCodec)
+    assert torch.equal(train.codec.encode(train.codec.decode(train.values)), train.values)
+    noisy = train.values + 0.05 * torch.randn(train.values.shape, generator=torch.Generator().manual_seed(0))
+    settled = train.codec.encode(train.codec.decode(noisy))  # one-hot again, and rounded
+    assert torch.allclose(train.codec.decode(settled), train.codec.decode(noisy), rtol=1e-4)
+    assert settled[:, 2:6].unique().tolist() == [-1, 1] and not torch.equal(settled, noisy)
+    codec = TableCodec((Number("n", 10.0, 2.0, 5.0, 15.0), Category("c", ("a", "b", "d")), Category("z", ("00", "01"))))
+    assert codec.encode(torch.tensor([[12.0, 2, 1], [9.0, 0, 0]])).tolist() == [
+        [1, -1, -1, 1, 1],
+        [-0.5, 1, -1, -1, -1],
+    ]
+    for values, says in (
+        ([[12.0, 3, 1]], "column 'c': given 3.0, must be a level's number, 0 to 2"),
+        ([[12.0, 0.5, 1]], "column 'c': given 0.5"),
+        ([[float("nan"), 0, 1]], "column 'n': 'nan' is no number"),
+        ([[12.0, 0]], r"given \(1, 2\), must be \(N, 3\): n, c, z"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            codec.encode(torch.tensor(values))
+
+
 def test_codes_with_leading_zeros_are_categories(tmp_path: Path) -> None:
     codec = table(tmp_path, "zip,v\n007,1\n012,2\n099,5\n", holdout=0).load().codec
     assert codec.columns[0] == Category("zip", ("007", "012", "099"))  # type: ignore[union-attr]

@@ -36,6 +36,18 @@ def test_rows_are_what_the_module_says_in_batches() -> None:
         Features("mean", nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1))))(x)
 
 
+def test_the_module_is_left_as_it_was() -> None:
+    frozen = Sums().eval()
+    whole = nn.Sequential(nn.Sequential(Sums(), nn.Flatten()), nn.Linear(6, 2)).train()
+    whole[0][0] = frozen  # a part that its owner keeps in evaluation mode while the rest trains
+    first = Features("parts", whole)(torch.ones(2, 1, 3, 3))
+    assert whole.training and whole[0].training and whole[1].training and not frozen.training
+    assert torch.allclose(first, whole[1](torch.full((2, 6), 6.0)))
+    with pytest.raises(RuntimeError):
+        Features("parts", whole)(torch.ones(2, 1, 4, 4))
+    assert whole[1].training and not frozen.training
+
+
 def test_identity_and_classifier() -> None:
     x = torch.randn(5, 1, 8, 8)
     assert torch.equal(identity()(x), x.flatten(1)) and identity("pixels").name == "pixels"

@@ -1,6 +1,7 @@
 """Reports: what is compared with what, the floors, and the verdict on samples that are known."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fokker import noise
-from fokker.data import Samples
-from fokker.errors import ConfigError
+from fokker.data import Category, Number, Samples, SignalCodec, TableCodec, picture
+from fokker.errors import ConfigError, FileError
+from fokker.files import read_tensors, write_tensors
 from fokker.metrics import (
     METRICS,
     Features,
     class_agreement,
+    classifier,
     energy_distance,
     evaluate,
     frechet_distance,
@@ -74,7 +77,9 @@ def test_each_number_is_its_metric_of_the_right_clouds(fresh: Report) -> None:
         expected = (float(measure(x, a)), float(measure(b, a)), float(measure(held, a[: len(held)])))
         assert got == pytest.approx(expected, rel=1e-9, abs=1e-12), name
         assert row.low <= row.value <= row.high and (row.n, row.n_held_out) == (150, 120)
-        assert row.better == ("high" if name in ("precision", "recall", "density", "coverage") else "low")
+        better = {"density": "one"} | dict.fromkeys(("precision", "recall", "coverage"), "high")
+        assert row.better == better.get(name, "low")
+    assert fresh["copied[identity]"].better == "low" and fresh["nearness[identity]"].better == "half"
     names = [row.name.partition("[")[0] for row in fresh.rows]
     assert names == [
         "w2",
@@ -163,16 +168,34 @@ def test_images_are_compared_over_named_features() -> None:
     assert picture.size[1] > len(names) * 36 and len(picture.getcolors(1 << 20)) > 20
 
 
-def test_the_classifier_is_kept_for_its_data_alone(tmp_path: Path) -> None:
-    file, data = tmp_path / "c.safetensors", bars(60, 1)
-    first = kept_classifier(data, file)
+def test_the_classifier_is_kept_for_its_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, said = bars(60, 1), list[str]()
+    first = kept_classifier(data, tmp_path, said.append)
+    (file,) = tmp_path.iterdir()
     content = file.read_bytes()
-    again = kept_classifier(data, file)
-    assert file.read_bytes() == content and not again.training
+    assert re.fullmatch(r"classifier-[0-9a-f]{8}\.safetensors", file.name) and len(said) == 1
+    again = kept_classifier(data, tmp_path, said.append)
+    assert file.read_bytes() == content and not again.training and len(said) == 1
     x, _ = data.take(torch.arange(60))
     assert torch.equal(first(x), again(x))
-    other = kept_classifier(bars(60, 2), file)
-    assert file.read_bytes() != content and not torch.equal(other(x), first(x))
+    other = kept_classifier(bars(60, 2), tmp_path)
+    assert file.read_bytes() == content and not torch.equal(other(x), first(x)) and len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setitem(classifier.SETTINGS, "epochs", 1)  # another training is another classifier
+    shorter = kept_classifier(data, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3 and not torch.equal(shorter(x), first(x))
+    assert torch.equal(shorter(x), train_classifier(data, epochs=1)(x))
+
+
+@pytest.mark.parametrize("data", ["", "own"])
+def test_a_file_in_a_classifiers_place_is_refused(tmp_path: Path, data: str) -> None:
+    kept_classifier(bars(60, 1), tmp_path)
+    (file,) = tmp_path.iterdir()
+    _, texts = read_tensors(file, classifier.FORMAT)
+    write_tensors(file, {"0.weight": torch.zeros(3)}, texts if data else texts | {"data": "another"})
+    content = file.read_bytes()
+    with pytest.raises(FileError, match=rf"{file.name}: is not the classifier of these images; move it away"):
+        kept_classifier(bars(60, 1), tmp_path)
+    assert file.read_bytes() == content
 
 
 def test_without_held_out_rows(fresh: Report) -> None:
@@ -222,9 +245,44 @@ def test_json_table_and_markdown_say_the_same(fresh: Report) -> None:
     expected = f"| w2[identity] | {row.value:.3g} ± {(row.high - row.value):.2g} | {row.floor_train:.3g} |"
     assert lines[2].startswith(expected) and lines[2].endswith("| 150/120 | low |") and len(lines) == 12
     assert fresh.table().row_count == 10
+    ways = {line.split("[")[0][2:]: line.rsplit("|", 2)[1].strip() for line in lines[2:]}
+    assert ways == dict.fromkeys(("w2", "sliced", "energy", "mmd", "copied"), "low") | {
+        "precision": "high",
+        "recall": "high",
+        "density": "at 1",
+        "coverage": "high",
+        "nearness": "at 1/2",
+    }
     with pytest.raises(ConfigError, match=r"no row 'w2'.*w2\[identity\]"):
         fresh["w2"]
     assert fresh.picture().size[0] > 900  # two scatter plots beside one another
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    class Never(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("no metric over features was asked for")
+
+    found = evaluate(points(150, 3), TRAIN, TEST, features=[Features("never", Never())], metrics=["copied"], halves=2)
+    assert [row.name for row in found.rows] == ["copied[identity]"] and found.facts["features"] == []
+
+
+def test_the_picture_shows_what_the_codec_decodes() -> None:
+    t = torch.arange(150)
+    waves = (noise.normal(1, t, (2, 16)), SignalCodec((5.0, 0.0), (1.0, 5.0)))
+    table = (noise.normal(1, t, (2,)), TableCodec((Number("a", 0.0, 1.0, -3.0, 3.0), Category("b", ("x", "y")))))
+    for (x, codec), tall in ((waves, True), (table, False)):
+        data = Samples(x, codec=codec)
+        found = evaluate(x, data, data, metrics=["copied"], halves=2)
+        sheet, bare = found.picture(), replace(found, codec=None).picture()
+        top = picture(found.samples, 8, codec)
+        assert top is not None and found.codec == codec
+        box = (12, 12 + 18, 12 + top.width, 12 + 18 + top.height)  # below the margin and the title
+        assert sheet.crop(box).tobytes() == top.convert("RGB").tobytes() and sheet.tobytes() != bare.tobytes()
+        nearest = picture(found.nearest.flatten(0, 1), 10, codec) if tall and found.nearest is not None else None
+        assert (
+            sheet.height == 12 + (18 + top.height + 12) + (0 if nearest is None else 18 + nearest.height + 12) + 56 + 12
+        )
 
 
 def test_the_same_seed_gives_the_same_report(fresh: Report) -> None:

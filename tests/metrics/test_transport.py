@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from itertools import permutations
 
 import pytest
@@ -73,6 +74,8 @@ def test_directions_depend_on_the_seed_only() -> None:
     assert abs(float(sliced_w2(x, y) / sliced_w2(x, y, projections=20000)) - 1) < 4 * 0.6 / 16
     assert sliced_w2(x.float(), y.float()).dtype == torch.float32
     assert math.isclose(sliced_w2(x.float(), y.float()), sliced_w2(x, y), rel_tol=1e-4)
+    with pytest.raises(ConfigError, match="projections=0, must be at least 1"):
+        sliced_w2(cloud(4, 2), cloud(4, 2), projections=0)
 
 
 def test_unequal_clouds_go_by_their_quantiles() -> None:
@@ -173,3 +176,16 @@ def test_sinkhorn_of_a_shift_and_its_limits() -> None:
     assert abs(float(sinkhorn_divergence(x, x[torch.randperm(40)], epsilon=0.1))) < 1e-8
     with pytest.raises(ConfigError, match="epsilon=0"):
         sinkhorn_divergence(x, y, epsilon=0)
+
+
+def test_sinkhorn_says_where_it_did_not_converge() -> None:
+    pytest.importorskip("ot")
+    x = cloud(40, 2)
+    with pytest.warns(
+        RuntimeWarning, match=r"after iterations=20 up to \d+\.\d% of the mass .* or epsilon=0.001"
+    ) as told:
+        far = float(sinkhorn_divergence(x, x + 1, epsilon=0.001, iterations=20))
+    assert abs(far - 2) > 0.1 and len(told) == 1  # the two of a cloud with itself converge
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert float(sinkhorn_divergence(x, x + 1, epsilon=0.1)) == pytest.approx(2, rel=1e-4)

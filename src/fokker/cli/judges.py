@@ -15,14 +15,25 @@ if TYPE_CHECKING:
     from ..data import Samples
     from ..metrics import Features
 
-__all__ = ["NAMES", "judges"]
+__all__ = ["NAMES", "classifiable", "judges"]
 
 NAMES = ("classifier", "efficientnet-lite0/block10", "efficientnet-lite0/top", "pixels", "identity")
 SMALLEST = 8  # pixels a side that the classifier needs
 
 
+def classifiable(train: Samples) -> bool:
+    """Whether a classifier can be trained on this data: labelled images, two classes, and large enough."""
+    return train.is_image and train.labels is not None and len(train.classes) > 1 and min(train.shape[1:]) >= SMALLEST
+
+
 def judges(
-    given: str | None, train: Samples, keep: Path, say: Callable[[str], None], *, agreement: bool = True
+    given: str | None,
+    train: Samples,
+    keep: Path,
+    say: Callable[[str], None],
+    *,
+    features: bool = True,
+    agreement: bool = True,
 ) -> tuple[list[Features], nn.Module | None]:
     """The features of a comma-separated list of names, and the classifier if one was needed.
 
@@ -32,9 +43,10 @@ def judges(
     Args:
         given: the names.
         train: the data.
-        keep: the file that keeps the classifier.
+        keep: the folder that keeps the classifier.
         say: told what takes long.
-        agreement: whether a classifier of labelled images is wanted in any case, for the agreement of classes.
+        features: whether any are wanted; without, the names are only checked.
+        agreement: whether a classifier is wanted in any case, for the agreement of classes.
 
     Raises:
         ConfigError: an unknown name, or one that does not fit the data.
@@ -44,7 +56,7 @@ def judges(
     from ..metrics.classifier import kept_classifier
 
     own = "pixels" if train.is_image else "identity"
-    labelled = train.is_image and len(train.classes) > 1 and min(train.shape[1:]) >= SMALLEST
+    labelled = classifiable(train)
     names = _default(train, labelled, own) if given is None else [name.strip() for name in given.split(",")]
     for name in names:
         if name not in NAMES:
@@ -53,6 +65,7 @@ def judges(
             raise ConfigError(f"--features: {name!r} needs labelled images of at least {SMALLEST} pixels a side")
         if name.startswith("efficientnet") and not (train.is_image and train.shape[0] in (1, 3)):
             raise ConfigError(f"--features: {name!r} needs images with 1 or 3 channels; the data is {train.shape}")
+    names = list(dict.fromkeys(own if name in ("pixels", "identity") else name for name in names)) if features else []
     ready = {
         name: efficientnet_lite0("top" if name.endswith("top") else "block10")
         for name in names
@@ -60,11 +73,9 @@ def judges(
     }
     classifier = None
     if "classifier" in names or (labelled and agreement):
-        if not keep.exists():
-            say("training a classifier on the real images ...")
-        classifier = kept_classifier(train, keep)
+        classifier = kept_classifier(train, keep, say)
         ready["classifier"] = classifier_features(classifier)
-    return [ready.get(name) or identity(own) for name in dict.fromkeys(names)], classifier
+    return [ready.get(name) or identity(own) for name in names], classifier
 
 
 def _default(train: Samples, labelled: bool, own: str) -> list[str]:

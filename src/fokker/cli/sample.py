@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from ..errors import ConfigError, FileError, closest
+from .options import component
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..data import Codec
     from ..denoiser import NetDenoiser
     from ..launch import Place
@@ -42,14 +46,17 @@ def sample(
         typer.Option(
             "-o",
             "--output",
-            help=".png for a picture, .npy, .npz, .csv or .parquet for numbers, a FOLDER for many samples.",
+            help=".png for a picture; .npy, .npz, .csv or .parquet for values in the data's units; a FOLDER for many "
+            "samples: pictures, or the model's own numbers with the codec that decodes them in manifest.json.",
         ),
     ] = "samples.png",
     shard: Annotated[
         int | None,
         typer.Option(help="Samples in a file of a folder, a multiple of the batch size; default about 1000."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, or uint8 for pictures as bytes.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, or uint8 for pictures as bytes in a .npy, a .npz or a folder.")
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
 ) -> None:
     """Draw samples from a trained model: a picture, a file of numbers, or a folder of shards.
@@ -57,6 +64,7 @@ def sample(
     A folder is filled by one process or by several (accelerate launch -m fokker sample ..., or torchrun), and the same
     command goes on where it stopped.
     """
+    from ..data import LatentCodec
     from ..files import file_digest
     from ..launch import lonely, place
     from ..registry import build
@@ -73,7 +81,7 @@ def sample(
     if into_folder and (indices is not None or overwrite):
         raise ConfigError("--indices, --overwrite: a folder holds all samples from 0 on and is continued; leave them")
     if not into_folder:
-        _check_file(target, overwrite, shard)
+        _check_file(target, overwrite, shard, dtype)
     here = place()
     if here.world > 1 and not into_folder:
         raise ConfigError(f"--output: given {output!r}; several processes write into a folder: -o FOLDER")
@@ -87,18 +95,22 @@ def sample(
         None if defaults is None else Sampling(**defaults),
         cond=_condition(denoiser, info.get("classes", []), label, cond),
         guidance=guidance,
-        solver=None if solver is None else _component(solver),
+        solver=component(solver),
         grid=grid,
         steps=steps,
         nfe=nfe,
     )
+    codec = build("codec", info["codec"]) if info.get("codec") else None
     if not into_folder:
-        codec = build("codec", info["codec"]) if info.get("codec") else None
         shown = {"codec": codec, "names": info.get("classes", []), "overwrite": overwrite}
         _one_file(way, target, span, seed=seed, batch_size=batch_size, dtype=dtype, **shown)
         return
     about = {"model": file_digest(model_path(run)), "guidance": way.guidance}
     keys: dict[str, Any] = {"n": len(span), "seed": seed, "batch_size": batch_size, "shard": shard, "cond": way.cond}
+    if isinstance(codec, LatentCodec):
+        keys["decode"] = codec
+    elif codec is not None:
+        about["codec"] = info["codec"]
     _fill(Sharding(target, way.denoiser, about=about, dtype=_dtype(dtype), **keys, **way.options), here)
 
 
@@ -116,23 +128,48 @@ def _one_file(
 ) -> None:
     import torch
 
-    from ..data import to_uint8, write_samples
+    from ..data import LatentCodec, decode_in_batches, to_uint8, write_samples
     from .stopping import stopping
 
+    def write(path: Path, x: Tensor, cond: Tensor | None, size: int) -> None:
+        left = codec
+        if isinstance(codec, LatentCodec):  # a network: its bits depend on the size of a batch
+            x, left = decode_in_batches(codec, x, size), None
+        if dtype == "uint8":
+            if x.ndim != 4 or x.shape[1] not in (1, 3):
+                raise ConfigError(
+                    f"--dtype: given uint8 for samples of shape {tuple(x.shape[1:])}, which are no pictures"
+                )
+            x = to_uint8(x)
+        columns = max(1, round(len(x) ** 0.5))
+        write_samples(path, x, codec=left, cond=cond, classes=names, columns=columns, overwrite=overwrite)
+
     with stopping(lambda: "nothing was written"):
-        size = min(batch_size, len(span)) if batch_size > 0 else batch_size
-        x, cond = way(
-            indices=torch.arange(span.start, span.stop), seed=seed, batch_size=size, progress=len(span) > batch_size
-        )
+        indices = torch.arange(span.start, span.stop)
+        _try(target, lambda path: write(path, torch.zeros(1, *way.denoiser.shape), way.rows(indices[:1]), 1))
+        x, cond = way(indices=indices, seed=seed, batch_size=batch_size, progress=len(span) > batch_size)
         x = x.cpu()
         finite = bool(torch.isfinite(x).all())
-        columns = max(1, round(len(x) ** 0.5))
-        if dtype == "uint8" and target.suffix in (".npy", ".npz"):
-            x, codec = to_uint8(x if codec is None else codec.decode(x)), None
-        write_samples(target, x, codec=codec, cond=cond, classes=names, columns=columns, overwrite=overwrite)
+        write(target, x, cond, batch_size)
     if not finite:
         typer.echo("fokker: warning: some samples are not finite", err=True)
     typer.echo(f"{len(span)} samples: {target}")
+
+
+def _try(target: Path, write: Callable[[Path], None]) -> None:
+    """Write one sample beside the target and take it away: what cannot be written is refused before it is drawn."""
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    try:
+        with TemporaryDirectory(prefix=".fokker-", dir=parent) as folder:
+            trial = Path(folder) / target.name
+            try:
+                write(trial)
+            except (ConfigError, FileError) as error:
+                raise type(error)(str(error).replace(str(trial), str(target))) from None
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{target}: cannot be written ({error.strerror}); nothing was drawn") from None
 
 
 def _fill(job: Sharding, here: Place) -> None:
@@ -173,12 +210,13 @@ def _is_folder(output: str) -> bool:
     return output.endswith("/") or not Path(output).suffix or Path(output).is_dir()
 
 
-def _check_file(path: Path, overwrite: bool, shard: int | None) -> None:
+def _check_file(path: Path, overwrite: bool, shard: int | None, dtype: str) -> None:
     from ..data import check_export
 
     if shard is not None:
         raise ConfigError(f"--shard: given {shard}, but {path} is one file; give a folder: -o FOLDER")
-    check_export(path, overwrite=overwrite)
+    if check_export(path, overwrite=overwrite) not in (".npy", ".npz") and dtype == "uint8":
+        raise ConfigError(f"--dtype: given uint8 for {path}; bytes are written to a .npy, a .npz or a folder: leave it")
 
 
 def _span(n: int | None, indices: str | None) -> range:
@@ -235,18 +273,3 @@ def _label(label: str | None, count: int, names: list[str]) -> int | None:
         return int(label)
     numbers = f"0 to {count - 1}"
     raise ConfigError(f"--label: given {label!r}; allowed: {numbers}{'; ' + closest(label, names) if names else ''}")
-
-
-def _component(text: str) -> Any:
-    """`ddim:eta=0.5,...` as a recipe."""
-    kind, _, rest = text.partition(":")
-    values: dict[str, Any] = {"kind": kind}
-    for item in filter(None, rest.split(",")):
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--solver: given {text!r}; fields are written kind:name=value,name=value")
-        try:
-            values[name.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):  # YAML takes 2024-13-45 for a date
-            raise ConfigError(f"--solver: given {text!r}; {value!r} is no value") from None
-    return values

@@ -1,7 +1,7 @@
 """Data sources: components that load a training or a test split into memory as `Samples`."""
 
 from .arrays import Arrays
-from .codec import Codec
+from .codec import Codec, decode_in_batches
 from .columns import Category, Number, TableCodec
 from .export import check_export, write_samples
 from .fetch import DATASETS, cache_folder, fetch_images
@@ -48,6 +48,7 @@ __all__ = [
     "TableCodec",
     "cache_folder",
     "check_export",
+    "decode_in_batches",
     "fetch_images",
     "grid_image",
     "pairs_image",

@@ -49,6 +49,10 @@ class Column:
         """What the user sees of a decoded number."""
         raise NotImplementedError
 
+    def text(self, code: float) -> str:
+        """The cell of a decoded number, for `encode`. Raises ConfigError."""
+        return repr(code)
+
 
 @component
 class Number(Column):
@@ -212,6 +216,14 @@ class Category(Column):
             return bool(code)
         return int(level) if all(re.fullmatch(r"[+-]?\d+", text) and is_number(text) for text in self.levels) else level
 
+    def text(self, code: float) -> str:
+        """The level of a number. Raises ConfigError."""
+        if code not in range(len(self.levels)):
+            raise ConfigError(
+                f"column {self.name!r}: given {code}, must be a level's number, 0 to {len(self.levels) - 1}"
+            )
+        return self.levels[int(code)]
+
 
 class RowCodec(Codec):
     """A codec whose samples are rows of a table."""
@@ -249,13 +261,19 @@ class TableCodec(RowCodec):
         """The columns' names."""
         return tuple(column.name for column in self.columns)
 
-    def encode(self, table: Mapping[str, Sequence[object]]) -> Tensor:
-        """Columns of N values each -> (N, D) float32; what `decode` undoes.
+    def encode(self, values: Mapping[str, Sequence[object]] | Tensor) -> Tensor:
+        """Columns of N values each, or what `decode` gives, (N, columns) -> (N, D) float32; what `decode` undoes.
 
         Raises:
             ConfigError: a column is missing, or a value does not belong to it.
         """
-        return _encode(self.columns, table)
+        if not isinstance(values, Tensor):
+            return _encode(self.columns, values)
+        if values.ndim != 2 or values.shape[1] != len(self.columns):
+            given, names = tuple(values.shape), ", ".join(self.names)
+            raise ConfigError(f"TableCodec.encode: given {given}, must be (N, {len(self.columns)}): {names}")
+        codes = zip(self.columns, values.double().T.tolist(), strict=True)
+        return _encode(self.columns, {column.name: [column.text(code) for code in cells] for column, cells in codes})
 
     def condition(self, table: Mapping[str, Sequence[object]]) -> Tensor:
         """Values of the columns `conditions` -> condition vectors (N, d) float32, as the model was told in training."""

@@ -61,8 +61,8 @@ def write_samples(
             `cond`, and a table's `columns`; .csv, .csv.gz and .parquet (extra `table`) a row a sample, with a header.
         x: (N, *event), as the model gives them.
         codec: decodes them; None leaves them as they are.
-        cond: what they were drawn for: labels (N,), a further column of a table, or vectors (N, d), which become the
-            columns that a `TableCodec` was conditioned on.
+        cond: what they were drawn for: labels (N,), a further column of a table, empty for the null class -1; or
+            vectors (N, d), which become the columns that a `TableCodec` was conditioned on.
         classes: the labels' names.
         columns: tiles in a row of a picture.
         overwrite: whether an existing file is replaced.
@@ -122,7 +122,7 @@ def table_rows(
         rows = [dict(zip(names, row, strict=True)) for row in flat]
     if cond is not None and cond.ndim == 1:
         for row, label in zip(rows, cond.tolist(), strict=True):
-            row[name] = classes[label] if classes else label
+            row[name] = None if label < 0 else classes[label] if classes else label  # -1 is the null class
     elif cond is not None and isinstance(codec, TableCodec) and codec.conditions:
         given = TableCodec(codec.conditions, clip=False).rows(cond)
         rows = [row | told for row, told in zip(rows, given, strict=True)]
@@ -134,7 +134,7 @@ def _write_arrays(path: Path, suffix: str, array: Any, extra: dict[str, Any]) ->
         if suffix == ".npy":
             np.save(file, array, allow_pickle=False)
         else:
-            np.savez(file, allow_pickle=False, x=array, **extra)
+            np.savez(file, x=array, **extra)  # an older NumPy stores allow_pickle=False as an array
 
 
 def _write_table(path: Path, suffix: str, rows: list[dict[str, object]]) -> None:

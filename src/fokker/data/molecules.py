@@ -41,8 +41,8 @@ class SmilesCodec(RowCodec):
         """The one column, smiles."""
         return ("smiles",)
 
-    def encode(self, texts: list[str], length: int) -> Tensor:
-        """N texts -> (N, V, length) float32, 1 at the token and -1 elsewhere. Raises ConfigError naming a misfit."""
+    def codes(self, texts: list[str], length: int) -> Tensor:
+        """N texts -> token numbers (N, length) int64, filled up with 0. Raises ConfigError naming a misfit."""
         index = {token: i for i, token in enumerate(self.tokens)}
         codes = np.zeros((len(texts), length), dtype=np.int64)
         for row, text in enumerate(texts):
@@ -52,7 +52,15 @@ class SmilesCodec(RowCodec):
                 why = f"has {len(parts)} tokens, more than {length}" if wrong is None else f"has the unknown {wrong!r}"
                 raise ConfigError(f"SMILES {text!r} {why}")
             codes[row, : len(parts)] = [index[part] for part in parts]
-        return torch.from_numpy(np.eye(len(self.tokens), dtype=np.float32)[codes] * 2 - 1).transpose(1, 2).contiguous()
+        return torch.from_numpy(codes)
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Token numbers (N, L) -> samples (N, V, L) float32, 1 at the token and -1 elsewhere."""
+        count = len(self.tokens)
+        if values.ndim != 2 or values.is_floating_point() or not bool(((values >= 0) & (values < count)).all()):
+            given = f"{values.dtype} {tuple(values.shape)}"
+            raise ConfigError(f"SmilesCodec.encode: given {given}, must be integers (N, L) in [0, {count})")
+        return (torch.eye(count)[values.long()] * 2 - 1).transpose(1, 2).contiguous()
 
     def decode(self, x: Tensor) -> Tensor:
         """Samples (N, V, L) -> token numbers (N, L) int64."""
@@ -107,7 +115,7 @@ class Molecules(Data):
             )
         codec = SmilesCodec(("", *sorted({token for row in train for token in parts[row]})))
         try:
-            return Samples(codec.encode([texts[row] for row in rows], length), codec=codec)
+            return Samples(codec.encode(codec.codes([texts[row] for row in rows], length)), codec=codec)
         except ConfigError as error:
             raise ConfigError(f"Molecules {self.path}: {error}: remove it or change holdout") from None
 

@@ -42,10 +42,18 @@ class SignalCodec(Codec):
 
     def decode(self, x: Tensor) -> Tensor:
         """Samples (N, C, L) -> signals (N, C, L) in the user's units."""
-        if x.ndim != 3 or x.shape[1] != len(self.mean) or len(self.std) != len(self.mean):
-            raise ConfigError(f"SignalCodec.decode: given {tuple(x.shape)}, must be (N, {len(self.mean)}, L)")
-        mean, std = x.new_tensor(self.mean)[:, None], x.new_tensor(self.std)[:, None]
+        mean, std = self._numbers("decode", x)
         return mean + std * x
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Signals (N, C, L) in the user's units -> samples (N, C, L)."""
+        mean, std = self._numbers("encode", values.double())
+        return ((values - mean) / std).float()
+
+    def _numbers(self, what: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.ndim != 3 or x.shape[1] != len(self.mean) or len(self.std) != len(self.mean):
+            raise ConfigError(f"SignalCodec.{what}: given {tuple(x.shape)}, must be (N, {len(self.mean)}, L)")
+        return x.new_tensor(self.mean)[:, None], x.new_tensor(self.std)[:, None]
 
 
 def windows(length: int, window: int, stride: int, holdout: float, split: str) -> list[int]:

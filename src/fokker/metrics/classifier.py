@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from ..files import read_tensors, write_tensors
 __all__ = ["agrees", "class_agreement", "kept_classifier", "train_classifier"]
 
 FORMAT = "fokker-classifier-1"
+
+
+SETTINGS: dict[str, Any] = {"epochs": 4, "batch": 100, "lr": 2e-3, "seed": 0}  # of every kept classifier
 
 
 def train_classifier(
@@ -62,12 +67,15 @@ def _fresh(samples: Samples) -> nn.Sequential:
     )
 
 
-def kept_classifier(samples: Samples, file: Path) -> nn.Sequential:
-    """`train_classifier(samples)`, kept in a file: read back if the file's is of the same data, else written.
+def kept_classifier(samples: Samples, folder: Path, say: Callable[[str], object] | None = None) -> nn.Sequential:
+    """`train_classifier(samples)`, kept in the file FOLDER/classifier-DIGEST.safetensors, and read back from it.
+
+    DIGEST, 8 hexadecimal digits, is that of the data, the network and its training: another data set's has another.
 
     Args:
         samples: labelled images.
-        file: a safetensors file; where it cannot be written nothing is kept.
+        folder: where it cannot be written nothing is kept.
+        say: told before a training.
 
     Raises:
         ConfigError: the samples are no labelled images.
@@ -76,18 +84,26 @@ def kept_classifier(samples: Samples, file: Path) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         net = _fresh(samples)
     assert samples.labels is not None
-    digest = hashlib.sha256(str((tuple(samples.values.shape), samples.classes)).encode())
+    facts = (tuple(samples.values.shape), samples.classes, repr(net), SETTINGS)
+    digest = hashlib.sha256(repr(facts).encode())
     for part in (samples.values, samples.labels):
         digest.update(part.contiguous().numpy().data)
-    data = digest.hexdigest()
+    name = digest.hexdigest()
+    file = folder / f"classifier-{name[:8]}.safetensors"
     if file.exists():
         tensors, texts = read_tensors(file, FORMAT)
-        if texts.get("data") == data:
-            net.load_state_dict(tensors)
-            return net.eval()
-    net = train_classifier(samples)
+        try:
+            if texts.get("data") == name:
+                net.load_state_dict(tensors)
+                return net.eval()
+        except RuntimeError:  # tensors of other names or shapes
+            pass
+        raise FileError(f"{file}: is not the classifier of these images; move it away")
+    if say is not None:
+        say("training a classifier on the real images ...")
+    net = train_classifier(samples, **SETTINGS)
     with suppress(FileError):
-        write_tensors(file, net.state_dict(), {"format": FORMAT, "data": data})
+        write_tensors(file, net.state_dict(), {"format": FORMAT, "data": name})
     return net
 
 

@@ -39,10 +39,15 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Features (N, D) of samples (N, *event), in evaluation mode, on the CPU in float32."""
-        self.module.eval()
-        first = next(self.module.parameters(), None)
-        parts = [self.module(part if first is None else part.to(first.device)) for part in torch.split(x, self.batch)]
+        """Features (N, D) of samples (N, *event), in evaluation mode (and back), on the CPU in float32."""
+        modes = [(inner, inner.training) for inner in self.module.modules()]
+        first, _ = next(self.module.parameters(), None), self.module.eval()
+        try:
+            some = torch.split(x, self.batch)
+            parts = [self.module(part if first is None else part.to(first.device)) for part in some]
+        finally:
+            for inner, training in modes:
+                inner.training = training
         whole: Tensor = torch.cat([part.cpu() for part in parts])
         if len(whole) != len(x) or whole.ndim < 2:
             raise ConfigError(f"features {self.name!r}: gave {tuple(whole.shape)} for {len(x)} samples, not a row each")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-__all__ = ["BLOCK", "cloud", "nearest", "squared_distances"]
+__all__ = ["BLOCK", "blocks", "cloud", "clouds", "nearest", "squared_distances"]
 
 BLOCK = 2048  # rows of a block: 32 MB of float64 against as many columns
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from .. import noise as philox
-from ..data import Samples
+from ..data import Codec, Samples
 from ..errors import ConfigError, MissingExtraError, closest
 from .classifier import agrees
 from .features import Features, identity
@@ -31,10 +31,11 @@ from .pairs import cloud
 from .sheets import sheet
 from .transport import sinkhorn_divergence, sliced_w2, wasserstein
 
-__all__ = ["LEAST", "METRICS", "Report", "Row", "evaluate", "select"]
+__all__ = ["LEAST", "METRICS", "Report", "Row", "check_possible", "evaluate", "over_features", "select"]
 
 LEAST = 24  # rows below which a half-sample has too few neighbours
 Measure = Callable[[Tensor, Tensor], Sequence[float]]
+Better = Literal["low", "high", "half", "one"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class _Group:
     """Metrics computed together over features: their names, which way is better, the most rows, and how."""
 
     names: tuple[str, ...]
-    better: Literal["low", "high"]
+    better: Better
     most: int
     make: Callable[[Tensor, int], Measure]
 
@@ -76,6 +77,8 @@ _GROUPS = (
 )
 _COPIES, _COPIES_MOST, _AGREEMENT = ("copied", "nearness"), 5000, "agreement"
 METRICS = (*(name for group in _GROUPS for name in group.names), *_COPIES, _AGREEMENT)
+_BETTER: dict[str, Better] = {"density": "one", "copied": "low", "nearness": "half"}  # where a group does not say it
+_WORDS = {"low": "low", "high": "high", "half": "at 1/2", "one": "at 1"}
 _FOR_IMAGES = ("frechet", "kid", *_SHARES, *_COPIES, _AGREEMENT)
 _FOR_VECTORS = ("w2", "sliced", "energy", "mmd", *_SHARES, *_COPIES)
 
@@ -88,10 +91,11 @@ class Row:
         name: the metric, with its features in brackets.
         value: of the samples against training rows.
         low, high: the interval of the value; see `half_sample_interval`.
-        floor_train: the same of other training rows in the samples' place.
+        floor_train: the same of other training rows in the samples' place; of agreement, rows that the classifier has
+            itself learned from.
         floor_held_out: the same of held-out rows; None if there are too few.
         n, n_held_out: rows of each cloud behind value and floor_train, and behind floor_held_out.
-        better: "low" or "high".
+        better: "low", "high", "half" (right at 1/2) or "one" (right at 1).
     """
 
     name: str
@@ -102,7 +106,7 @@ class Row:
     floor_held_out: float | None
     n: int
     n_held_out: int
-    better: Literal["low", "high"]
+    better: Better
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +118,7 @@ class Report:
         facts: what it was computed from: numbers of rows, seed, level, half-samples, features.
         samples, real: some of both, for the picture.
         nearest: the samples most like copies, with the nearest training and held-out rows (3, K, *event), or None.
+        codec: decodes them for the picture, or None.
     """
 
     rows: tuple[Row, ...]
@@ -121,6 +126,7 @@ class Report:
     samples: Tensor
     real: Tensor
     nearest: Tensor | None = field(default=None)
+    codec: Codec | None = None
 
     def __getitem__(self, name: str) -> Row:
         """The row of a name, such as "w2[identity]". Raises ConfigError."""
@@ -142,7 +148,7 @@ class Report:
             held = "-" if row.floor_held_out is None else f"{row.floor_held_out:.3g}"
             n = str(row.n) if row.n == row.n_held_out else f"{row.n}/{row.n_held_out}"
             value = f"{row.value:.3g} ± {(row.high - row.low) / 2:.2g}"
-            lines.append((row.name, value, f"{row.floor_train:.3g}", held, n, row.better))
+            lines.append((row.name, value, f"{row.floor_train:.3g}", held, n, _WORDS[row.better]))
         return lines
 
     def table(self) -> Table:
@@ -217,15 +223,12 @@ def evaluate(
     """
     names = select(metrics, train)
     own = "pixels" if train.is_image else "identity"
-    features = [identity(own)] if features is None else features
+    features = [] if not over_features(names) else [identity(own)] if features is None else features
     parts = _parts(samples, train, test, labels, seed)
     groups = [(over, group) for over in features for group in _GROUPS if set(group.names) & set(names)]
     wants_copies = bool(set(_COPIES) & set(names)) and len(parts.held) >= LEAST
     wants_classes = _AGREEMENT in names and classifier is not None and parts.labels[0] is not None
-    for name, possible in {_AGREEMENT: wants_classes, **dict.fromkeys(_COPIES, wants_copies)}.items():
-        if metrics is not None and name in names and not possible:
-            what = "a classifier and the labels asked for" if name == _AGREEMENT else f"{LEAST} held-out rows or more"
-            raise ConfigError(f"metrics: given {name!r}, which needs {what}")
+    check_possible(metrics, held_out=len(parts.held), classes=classifier is not None and parts.labels[0] is not None)
     total = len(groups) + len(features) + wants_copies + wants_classes
     done = 0
 
@@ -257,7 +260,7 @@ def evaluate(
     facts: dict[str, Any] = {"n": len(parts.x), "train": len(train), "held_out": 0 if test is None else len(test)}
     facts |= {"event": list(train.shape), "features": [over.name for over in features], **keys}
     kept = tuple(row for row in rows if row.name.partition("[")[0] in names)
-    return Report(kept, facts, parts.x[:2000], parts.a[:2000], _nearest(parts, train, found))
+    return Report(kept, facts, parts.x[:2000], parts.a[:2000], _nearest(parts, train, found), train.codec)
 
 
 def select(metrics: Sequence[str] | None, train: Samples) -> tuple[str, ...]:
@@ -271,6 +274,30 @@ def select(metrics: Sequence[str] | None, train: Samples) -> tuple[str, ...]:
     if "sinkhorn" in metrics and find_spec("ot") is None:
         raise MissingExtraError("POT", "ot")
     return tuple(metrics)
+
+
+def over_features(metrics: Sequence[str]) -> bool:
+    """Whether any of these metrics is computed over features."""
+    return any(set(group.names) & set(metrics) for group in _GROUPS)
+
+
+def check_possible(metrics: Sequence[str] | None, *, held_out: int, classes: bool) -> None:
+    """Refuse metrics that are asked for by name and cannot be computed.
+
+    Args:
+        metrics: as in `evaluate`.
+        held_out: how many held-out rows there are.
+        classes: whether there are a classifier and the labels asked of the samples.
+
+    Raises:
+        ConfigError: agreement without classes, or copied or nearness with too few held-out rows.
+    """
+    needs = {_AGREEMENT: (classes, "a classifier and the labels asked for")}
+    needs |= dict.fromkeys(_COPIES, (held_out >= LEAST, f"{LEAST} held-out rows or more"))
+    for name in metrics or ():
+        possible, what = needs.get(name, (True, ""))
+        if not possible:
+            raise ConfigError(f"metrics: given {name!r}, which needs {what}")
 
 
 def _parts(x: Tensor, train: Samples, test: Samples | None, labels: Tensor | None, seed: int) -> _Parts:
@@ -307,7 +334,7 @@ def _measured(group: _Group, over: str, vectors: Sequence[Tensor], keys: dict[st
     floors = measure(held, a[: len(held)]) if len(held) else [None] * len(values)
     spans = half_sample_interval(lambda i, j: measure(x[i], a[j]), (len(x), len(a)), values, **keys)
     return [
-        Row(f"{name}[{over}]", value, low, high, other, floor, len(x), len(held), group.better)
+        Row(f"{name}[{over}]", value, low, high, other, floor, len(x), len(held), _BETTER.get(name, group.better))
         for name, value, (low, high), other, floor in zip(group.names, values, spans, train, floors, strict=True)
     ]
 
@@ -329,7 +356,7 @@ def _copies(parts: _Parts, train: Samples, own: str, keys: dict[str, Any]) -> tu
     )
     floors = zip(values, spans, (other.copied, other.nearness), (real.copied, real.nearness), strict=True)
     return found, [
-        Row(f"{name}[{own}]", value, low, high, floor, held_floor, len(x), half, "low")
+        Row(f"{name}[{own}]", value, low, high, floor, held_floor, len(x), half, _BETTER[name])
         for name, (value, (low, high), floor, held_floor) in zip(_COPIES, floors, strict=True)
     ]
 

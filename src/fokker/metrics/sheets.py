@@ -16,26 +16,27 @@ __all__ = ["sheet"]
 
 MARGIN, LINE, LABEL, BAR = 12, 14, 250, 420
 SHARES = ("precision", "recall", "coverage", "copied", "nearness", "agreement")
+WORDS = {"low": "lower is better", "high": "higher is better", "half": "best at 1/2", "one": "best at 1"}
 INK, OURS, REAL, HELD = (40, 40, 40), (66, 103, 178), (150, 150, 150), (205, 205, 205)
 
 
 def sheet(report: Report) -> Image.Image:
     """One picture of a report.
 
-    On top, for images, some samples and real rows, then ten samples with the smallest memorisation ratio over their
-    nearest training and held-out rows; for points in the plane, both clouds. Below, a bar for each metric (a line
+    On top some samples and real rows, as `picture` shows them; then, of images and signals, ten samples with the
+    smallest memorisation ratio over their nearest training and held-out rows. Below, a bar for each metric (a line
     through its end is the interval), with its floors under it: other training rows (dark grey), held-out rows (light).
     """
     shown: list[Image.Image] = []
     for title, x in (("samples", report.samples), ("real (training)", report.real)):
-        made = _titled(title, picture(x[:40] if x.ndim == 4 else x, columns=8))
+        made = _titled(title, picture(x[:40] if x.ndim == 4 else x, 8, report.codec))
         shown += [made] if made is not None else []
     tops = [_beside(shown)] if shown else []
-    if report.nearest is not None and report.nearest.ndim == 5:
+    if report.nearest is not None and report.nearest.ndim >= 4:
         rows: Tensor = report.nearest.flatten(0, 1)
         made = _titled(
             "samples nearest to training; their training rows; their held-out rows",
-            picture(rows, report.nearest.shape[1]),
+            picture(rows, report.nearest.shape[1], report.codec),
         )
         tops += [made] if made is not None else []
     return _stack([*tops, _bars(report.rows)])
@@ -83,9 +84,8 @@ def _bars(rows: tuple[Row, ...]) -> Image.Image:
         largest = max([row.high, *(value for value, _ in bars if value is not None)])
         largest = max(largest, 1.0) if row.name.partition("[")[0] in SHARES else largest
         scale = BAR / largest if largest > 0 else 0.0  # a negative number has no bar
-        better = "lower is better" if row.better == "low" else "higher is better"
         pen.text((0, top), row.name, fill=INK, font=font)
-        pen.text((0, top + LINE - 2), better, fill=REAL, font=font)
+        pen.text((0, top + LINE - 2), WORDS[row.better], fill=REAL, font=font)
         for j, (value, colour) in enumerate(bars):
             if value is None:
                 continue

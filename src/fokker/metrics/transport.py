@@ -6,6 +6,8 @@ its floor: the same distance between two clouds of real data of the same size (`
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from ..errors import ConfigError, MissingExtraError
 from .pairs import clouds, squared_distances
 
 __all__ = ["sinkhorn_divergence", "sliced_w2", "wasserstein"]
+
+MISPLACED = 0.01  # the share of a plan's mass at which its cost is no longer believed
 
 
 def wasserstein(x: Tensor, y: Tensor, p: float = 2.0) -> Tensor:
@@ -56,14 +60,16 @@ def sliced_w2(x: Tensor, y: Tensor, *, projections: int = 256, seed: int = 0) ->
 
     Args:
         x, y: clouds (N, *event) and (M, *event).
-        projections: directions, drawn by `seed`; the standard error falls like its inverse square root.
+        projections: directions, at least 1, drawn by `seed`; the standard error falls like its inverse square root.
 
     Returns:
         A number in the dtype of x.
 
     Raises:
-        ConfigError: clouds of different events, or empty ones.
+        ConfigError: clouds of different events, or empty ones; or no projections.
     """
+    if projections < 1:
+        raise ConfigError(f"sliced_w2: given projections={projections}, must be at least 1")
     if x.shape[1:] != y.shape[1:] or x.ndim < 2 or 0 in (len(x), len(y)):
         given = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ConfigError(f"sliced_w2: given shapes {given}, must be (N, *event) and (M, *event) with one event")
@@ -95,7 +101,7 @@ def sinkhorn_divergence(x: Tensor, y: Tensor, *, epsilon: float = 0.1, iteration
     Args:
         x, y: clouds (N, *event) and (M, *event).
         epsilon: > 0, in units of squared distance.
-        iterations: at most, of each of the three problems.
+        iterations: at most, of each of the three problems; where these are too few, a RuntimeWarning says so.
 
     Returns:
         A float64 number.
@@ -117,6 +123,14 @@ def sinkhorn_divergence(x: Tensor, y: Tensor, *, epsilon: float = 0.1, iteration
         matrix = squared_distances(first, second)
         mass = [torch.full((len(part),), 1 / len(part), dtype=a.dtype, device=a.device) for part in (first, second)]
         _, log = sinkhorn_log(*mass, matrix, epsilon, numItermax=iterations, stopThr=1e-7, log=True, warn=False)
+        misplaced = float(log["err"][-1]) * len(second) ** 0.5  # at least the L1 norm of what a marginal is off by
+        if not misplaced < MISPLACED:
+            warnings.warn(
+                f"sinkhorn_divergence: after iterations={iterations} up to {misplaced:.1%} of the mass is misplaced: "
+                f"raise iterations, or epsilon={epsilon:.3g}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         f, g = (log[name] - weight.log() for name, weight in zip(("log_u", "log_v"), mass, strict=True))
         total: Tensor = epsilon * (f.mean() + g.mean())
         return total

@@ -14,30 +14,24 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from .component import component
-from .data.arrays import held_out
-from .data.samples import Data, Samples, check_split, to_uint8
-from .errors import ConfigError, FileError
-from .files import read_metadata, read_tensors, write_tensors, write_text
-from .prediction import Denoiser
-from .registry import build, spec
-from .sampling import DEFAULT_STEPS, device_of, sample
-from .solvers import Grid, Solver, Times, as_grid
+from ..data.codec import Codec, decode_in_batches
+from ..data.samples import to_uint8
+from ..errors import ConfigError, FileError
+from ..files import read_metadata, read_tensors, write_tensors, write_text
+from ..prediction import Denoiser
+from ..registry import build, spec
+from ..sampling import DEFAULT_STEPS, device_of, sample
+from ..solvers import Grid, Solver, Times, as_grid
+from .folder import DTYPES, FOLDER_FORMAT, MANIFEST, SHARD_FORMAT, Shard, answers, read_manifest, shards
 
-__all__ = ["Report", "Sharding", "Shards", "read_shards", "sample_to"]
+__all__ = ["Report", "Sharding", "sample_to"]
 
-MANIFEST = "manifest.json"
-FOLDER_FORMAT, SHARD_FORMAT = "fokker-shards-1", "fokker-shard-1"
-DTYPES = {torch.float32: "float32", torch.uint8: "uint8"}
 LEFTOVER = re.compile(r"\.(?:samples-\d+-\d+\.safetensors|manifest\.json)\.(\d+)\.tmp")
 
 
@@ -50,26 +44,6 @@ class Report(NamedTuple):
     not_finite: int
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """The samples [first, stop), and the file's name."""
-
-    first: int
-    stop: int
-
-    @property
-    def count(self) -> int:
-        return self.stop - self.first
-
-    @property
-    def name(self) -> str:
-        return f"samples-{self.first:08d}-{self.stop - 1:08d}.safetensors"
-
-
-def _shards(n: int, size: int) -> list[_Shard]:
-    return [_Shard(first, min(first + size, n)) for first in range(0, n, size)]
-
-
 class Sharding:
     """A request for n samples in a folder: settled and checked at once, drawn by `run`.
 
@@ -78,10 +52,11 @@ class Sharding:
         denoiser: as in `sample`.
         n: how many samples; a folder may grow, and rows that are there keep their bits.
         about: JSON that tells this denoiser from others (its file's digest, its guidance): what a resumed request must
-            share beside its own settings.
+            share beside its own settings. What it calls "codec" is the codec that decodes the samples (`Shards`).
+        decode: a codec that decodes the samples before they are written (a `LatentCodec`: the folder holds pictures).
         shard: samples in a file, a multiple of `batch_size`; default the first one from 1000 on.
         batch_size: samples per network call; the last call is filled up.
-        dtype: torch.float32, or torch.uint8 for pictures (C, H, W) in [-1, 1] (see `to_uint8`).
+        dtype: torch.float32, or torch.uint8 for pictures (1 or 3, H, W) in [-1, 1] (see `to_uint8`).
         seed: an integer.
         cond: None, or rows of conditions (m, ...) taken in turn: sample i has row i mod m.
         solver, grid, steps, nfe, final, shape: as in `sample`.
@@ -98,6 +73,7 @@ class Sharding:
         *,
         n: int,
         about: Mapping[str, Any] | None = None,
+        decode: Codec | None = None,
         shard: int | None = None,
         batch_size: int = 64,
         dtype: torch.dtype = torch.float32,
@@ -110,7 +86,7 @@ class Sharding:
         final: Literal["x0", "t_min"] = "x0",
         shape: Sequence[int] | None = None,
     ) -> None:
-        self.folder, self.denoiser, self.dtype, self.cond = Path(folder), denoiser, dtype, cond
+        self.folder, self.denoiser, self.dtype, self.cond, self.decode = Path(folder), denoiser, dtype, cond, decode
         for name, value in (("n", n), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name}: given {value}, must be at least 1")
@@ -120,11 +96,12 @@ class Sharding:
         event = tuple(denoiser.shape if shape is None else shape)
         if dtype not in DTYPES:
             raise ConfigError(f"dtype: given {dtype}, must be torch.float32 or torch.uint8")
-        if dtype == torch.uint8 and (len(event) != 3 or event[0] not in (1, 3)):
-            raise ConfigError(f"dtype: given uint8 for samples of shape {event}; pictures are (1 or 3, H, W)")
+        stored = event if decode is None else tuple(decode.decode(torch.zeros(1, *event)).shape[1:])
+        if dtype == torch.uint8 and (len(stored) != 3 or stored[0] not in (1, 3)):
+            raise ConfigError(f"dtype: given uint8 for samples of shape {stored}; pictures are (1 or 3, H, W)")
         if cond is not None and (cond.ndim < 1 or not len(cond)):
             raise ConfigError(f"cond: given shape {tuple(cond.shape)}, must be rows (m, ...), at least one")
-        self.n, self.batch_size, self.shards = n, batch_size, _shards(n, size)
+        self.n, self.batch_size, self.shards = n, batch_size, shards(n, size)
         solver, grid = build("solver", "ddim" if solver is None else solver), as_grid("lam" if grid is None else grid)
         if steps is None and nfe is None and not isinstance(grid, Times):
             steps = DEFAULT_STEPS
@@ -133,8 +110,10 @@ class Sharding:
         settings = {name: spec(value, path=name, inline=2**20) for name, value in self.keys.items()} | dict(about or {})
         settings |= {"shard": size, "batch_size": batch_size, "dtype": DTYPES[dtype]}
         settings |= {"cond": _fingerprint(cond), "device": device_of(denoiser).type}
+        if decode is not None:
+            settings |= {"decode": spec(decode, path="decode", inline=2**20), "stored": stored}
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as they are read back
-        self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        self.digest = answers(self.settings)
         self._check_folder()
 
     @property
@@ -198,13 +177,13 @@ class Sharding:
             return
         if not self.folder.is_dir():
             raise FileError(f"{self.folder}: this is a file and is left as it is; choose another folder")
-        manifest = _read_manifest(self.folder)
+        manifest = read_manifest(self.folder)
         if manifest is None:
             if not all(LEFTOVER.fullmatch(file.name) or self._owns(file) for file in self.folder.iterdir()):
                 raise FileError(f"{self.folder}: this folder is not empty and has no {MANIFEST}; choose another")
             return
         found = manifest["request"]
-        for name in [*self.settings, *(set(found) - set(self.settings))]:
+        for name in [*self.settings, *sorted(set(found) - set(self.settings))]:
             old, new = found.get(name), self.settings.get(name)
             if old != new:
                 raise ConfigError(
@@ -226,13 +205,14 @@ class Sharding:
             raise FileError(f"{file}: a shard of another request, left as it is; move it away")
         return int(texts["not_finite"])
 
-    def _draw(self, shard: _Shard, file: Path, advance: Callable[[int], object]) -> int:
+    def _draw(self, shard: Shard, file: Path, advance: Callable[[int], object]) -> int:
         """Draw and write one shard; returns how many of its samples are not finite."""
         indices = torch.arange(shard.first, shard.stop)
         cond = None if self.cond is None else self.cond[indices % len(self.cond)]
         keys: dict[str, Any] = self.keys | {"indices": indices, "cond": cond, "progress": advance}
         x = sample(self.denoiser, batch_size=self.batch_size, pad=True, **keys).cpu()
         bad = int((~torch.isfinite(x)).flatten(1).any(dim=1).sum())
+        x = x if self.decode is None else decode_in_batches(self.decode, x, self.batch_size)
         tensors = {"x": to_uint8(x) if self.dtype == torch.uint8 else x}
         if cond is not None and cond.ndim == 1 and not cond.is_floating_point():
             tensors["labels"] = cond.to(torch.int64)
@@ -242,7 +222,7 @@ class Sharding:
 
     def _write_manifest(self, entries: list[dict[str, Any]] | None = None) -> None:
         """Write the manifest, if it does not stand there; any process may, all write the same."""
-        known = _read_manifest(self.folder)
+        known = read_manifest(self.folder)
         if known is not None and (known["n"] > self.n or (known["n"] == self.n and entries is None)):
             return
         content: dict[str, Any] = {"format": FOLDER_FORMAT, "n": self.n, "request": self.settings}
@@ -294,79 +274,6 @@ def sample_to(
     if rank == 0:
         job.finish()
     return report
-
-
-def read_shards(folder: Path | str) -> tuple[Tensor, Tensor | None]:
-    """(x, labels) of a folder that is whole: x (n, *event) as stored, float32 or uint8; labels int64 (n,) or None.
-
-    Raises:
-        FileError: no such folder, or a shard is missing or damaged (it is named).
-    """
-    folder = Path(folder)
-    manifest = _read_manifest(folder)
-    if manifest is None:
-        raise FileError(f"{folder}: no {MANIFEST} here; give a folder that `fokker sample -o FOLDER` has filled")
-    request = manifest["request"]
-    x = torch.empty(manifest["n"], *request["shape"], dtype=getattr(torch, request["dtype"]))
-    labels: Tensor | None = None
-    for shard in _shards(manifest["n"], request["shard"]):
-        if not (folder / shard.name).exists():
-            raise FileError(f"{folder / shard.name}: not drawn yet; run the command that fills the folder again")
-        tensors, _ = read_tensors(folder / shard.name, SHARD_FORMAT)
-        x[shard.first : shard.stop] = tensors["x"]
-        if "labels" in tensors:
-            labels = torch.empty(len(x), dtype=torch.int64) if labels is None else labels
-            labels[shard.first : shard.stop] = tensors["labels"]
-    return x, labels
-
-
-@component
-class Shards(Data):
-    """The samples of a folder that `fokker sample -o FOLDER` (or `sample_to`) has filled, as data.
-
-    Which rows are held out is decided as in `Arrays`.
-
-    Args:
-        path: the folder; ~ is expanded.
-        holdout: fraction of the test split, in [0, 1).
-
-    Raises (from load):
-        FileError, ConfigError: the folder is not whole; the split is empty.
-    """
-
-    path: str
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-    def load(self, split: Literal["train", "test"] = "train") -> Samples:
-        """The rows of a split, in their order."""
-        check_split(split)
-        x, labels = read_shards(Path(self.path).expanduser())
-        rows = torch.from_numpy(np.flatnonzero(held_out(len(x), self.holdout) == (split == "test")))
-        if not len(rows):
-            raise ConfigError(
-                f"Shards {self.path}: none of its {len(x)} rows is in the {split} split: change holdout={self.holdout}"
-            )
-        if labels is None:
-            return Samples(x[rows])
-        return Samples(x[rows], labels[rows], tuple(str(label) for label in range(int(labels.max()) + 1)))
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """A folder's manifest, None if it has none. Raises FileError if it is damaged or foreign."""
-    file = folder / MANIFEST
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        if manifest["format"] != FOLDER_FORMAT:
-            raise FileError(f"{file}: not a {FOLDER_FORMAT} file (its format is {manifest['format']!r})")
-        if not isinstance(manifest["n"], int) or not isinstance(manifest["request"], dict):
-            raise TypeError
-    except FileNotFoundError:
-        return None
-    except FileError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError):
-        raise FileError(f"{file}: not a readable manifest of samples; move it away and draw again") from None
-    return manifest  # type: ignore[no-any-return]
 
 
 def _entry(file: Path) -> dict[str, Any]:
