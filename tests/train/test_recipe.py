@@ -44,6 +44,8 @@ def test_every_recipe_is_made_and_reads_back_equal(name: str) -> None:
         "fashion",
         "diabetes",
         "heartbeats",
+        "mnist",
+        "cifar10",
     )
 
 
