@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import FileError
 
-__all__ = ["file_digest", "read_metadata", "read_tensors", "write_tensors", "write_text", "write_whole"]
+__all__ = ["absolute", "file_digest", "read_metadata", "read_tensors", "write_tensors", "write_text", "write_whole"]
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -55,6 +55,11 @@ def write_text(path: Path, text: str) -> None:
 
 def _fill(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def absolute(path: str) -> str:
+    """A path that means the same from any folder; "" and what begins with ~ stay as they are."""
+    return path if path == "" or path.startswith("~") else os.path.abspath(path)
 
 
 def file_digest(path: Path) -> str:

@@ -422,7 +422,7 @@ def test_data_list_and_fetch(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_pa
     mistake(call("train", "fashion", "data=cifar10"), "run `fokker data fetch cifar10`")
 
 
-def test_autoencoder_and_training_among_its_latents(call: Call, tmp_path: Path) -> None:
+def test_autoencoder_and_training_among_its_latents(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("x.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8))
     Path("mine.yaml").write_text("data: {kind: arrays, path: x.npy, holdout: 0.2}\nnet: {kind: mlp, width: 8}\n")
     options = ["--steps", 2, "--latent", 3, "--width", 4, "--levels", 1]
@@ -435,3 +435,9 @@ def test_autoencoder_and_training_among_its_latents(call: Call, tmp_path: Path) 
     samples = model.data.load("test")
     assert samples.shape == (3, 4, 4) and samples.codec is not None
     assert samples.codec.decode(samples.values).shape == (len(samples), 1, 8, 8)
+    few = ["train.steps=1", "train.batch=8", "sampling.n=2", "sampling.steps=1", "run.dir=run"]
+    assert call(*told, *few, "-q").code == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    sampled = call("sample", "../run", "--n", 3, "--steps", 1, "-o", "x.npy")
+    assert sampled.code == 0 and sampled.err == "" and np.load("x.npy").shape[0] == 3

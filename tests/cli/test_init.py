@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fokker.cli import main
+from fokker.data import Folder
 from fokker.train import look, read
 
 Call = Callable[..., tuple[Any, str, str]]
@@ -56,6 +58,33 @@ def test_mistakes_leave_nothing(call: Call, monkeypatch: pytest.MonkeyPatch, tmp
         code, out, err = call("init", *args)
         assert (code, out) == (2, "") and err.startswith("fokker: ") and says in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_load_is_not_written(call: Call) -> None:
+    rng = np.random.default_rng(0)
+    channels = rng.normal(size=(40, 2, 16))
+    channels[:, 1] = 3
+    for values, says in (
+        (channels, "channel 1 is constant"),
+        (rng.normal(size=(4, 2)), "none of its 4 rows is in the test split"),  # the training split would load
+        (np.array([[1.0, np.nan]] * 50), "the number at (0, 1) is nan in float32, must be finite"),
+    ):
+        np.save("x.npy", values)
+        code, out, err = call("init", "x.npy")
+        assert (code, out) == (2, "") and says in err and err.count("\n") == 1 and not Path("recipe.yaml").exists()
+
+
+def test_many_pictures_are_not_all_decoded(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("p").mkdir()
+    for i in range(20):
+        Image.new("L", (8, 8), i).save(f"p/{i}.png")
+    Path("p/bad.png").write_bytes(b"no picture")
+    loaded: list[str] = []
+    real = Folder.load
+    monkeypatch.setattr(Folder, "load", lambda self, split: loaded.append(split) or real(self, split))
+    assert call("init", "p", "-o", "a.yaml")[::2] == (0, "") and loaded == ["train", "test"]
+    monkeypatch.setattr("fokker.cli.init.FEW", 5)
+    assert call("init", "p", "-o", "b.yaml")[::2] == (0, "") and loaded == ["train", "test"]
 
 
 def test_it_asks_where_there_is_someone_to_ask(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,16 @@ def test_flip_is_for_training_on_pictures(tmp_path: Path) -> None:
         Arrays(npy(tmp_path / "f.npy", GRID), flip=True).load()
 
 
+def test_encrypted_files_are_named(tmp_path: Path) -> None:
+    path = Path(npz(tmp_path / "x.npz", x=GRID))
+    content = bytearray(path.read_bytes())
+    for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.find(mark) + offset] |= 1
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=r"x\.npz: cannot be read as \.npy or \.npz .*encrypted"):
+        Arrays(str(path)).load()
+
+
 @pytest.mark.parametrize("cut", [10, 200, -30])
 def test_truncated_files_are_named(tmp_path: Path, cut: int) -> None:
     for path in (tmp_path / "x.npz", tmp_path / "x.npy"):

@@ -263,3 +263,10 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fetch.cache_folder() == Path("/somewhere/fokker")
     monkeypatch.setenv("FOKKER_CACHE", "~/elsewhere")
     assert fetch.cache_folder() == Path.home() / "elsewhere"
+
+
+def test_what_is_no_address_is_said_at_once(cache: Path) -> None:
+    for url in ("http://[x", "http://a b/c", "http://x:port/"):
+        with pytest.raises(FileError, match=rf"^{re.escape(url)}: is no address to fetch from \(.+\)$"):
+            fetch_images("mnist", url)
+    assert not (cache / "mnist.safetensors").exists()

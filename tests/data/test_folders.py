@@ -1,12 +1,16 @@
 """Folder: crop, resize, classes, stable splits, and trees that are refused."""
 
+import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 
 from fokker.data import Folder, folders
 from fokker.errors import ConfigError, FileError
@@ -79,6 +83,62 @@ def test_corrupt_pictures_are_skipped_and_named(tmp_path: Path) -> None:
     with warnings.catch_warnings(), pytest.raises(FileError, match="none of the 2 pictures"):
         warnings.simplefilter("ignore")
         folder.load()
+
+
+def turned(exif: bytes) -> bytes:
+    """A JPEG of a dark upper and a bright lower half, with an EXIF note."""
+    stream = io.BytesIO()
+    Image.fromarray(np.repeat(np.array([20, 220], np.uint8), 8)[:, None].repeat(16, 1)).save(
+        stream, "JPEG", exif=b"Exif\0\0" + exif
+    )
+    return stream.getvalue()
+
+
+def test_damaged_exif_leaves_the_picture_unturned(tmp_path: Path) -> None:
+    entries = b"\x12\x01\x03\0\x01\0\0\0\x03\0\0\0"  # orientation 3: upside down
+    unit = b"\x28\x01\x04\0\x01\0\0\0\xff\xff\xff\xff"  # more than the unit of resolution can be
+    maker = b"\x0f\x01\x0b\0\x01\0\0\0\x03\0\0\0"  # a camera's name that is a number
+    for name, more in (("a", b""), ("b", unit), ("c", maker)):
+        exif = b"II*\0\x08\0\0\0" + bytes([1 + bool(more), 0]) + entries + more + b"\0\0\0\0"
+        (tmp_path / f"{name}.jpg").write_bytes(turned(exif))
+    for name, error in (("b", struct.error), ("c", AttributeError)):
+        with Image.open(tmp_path / f"{name}.jpg") as opened, pytest.raises(error):
+            ImageOps.exif_transpose(opened)
+    values = Folder(str(tmp_path), size=2, channels=1, holdout=0).load().values
+    for picture, (dark, bright) in zip(values[:, 0], ((1, 0), (0, 1), (0, 1)), strict=True):
+        assert (picture[dark] < 100).all() and (picture[bright] > 150).all()
+
+
+@pytest.mark.parametrize(
+    "error", [struct.error, zlib.error, TypeError, KeyError, OverflowError, ZeroDivisionError, SyntaxError, IndexError]
+)
+def test_whatever_a_decoder_raises_is_one_picture_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    for i in range(3):
+        save(tmp_path / f"{i}.png", flat(i, 1 + i))
+    real = ImageFile.ImageFile.load
+
+    def load(self: Any) -> Any:
+        if self.size == (2, 2):
+            raise error("damaged")
+        return real(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.warns(UserWarning, match=r"1 pictures cannot be decoded and are skipped: 1\.png$"):
+        samples = Folder(str(tmp_path), size=1, holdout=0).load()
+    assert samples.values[:, 0, 0, 0].tolist() == [0, 2]
+
+
+def test_what_pillow_mends_is_not_said(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", flat(7))
+    beyond = b"II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\x63\0\0\0\xff\xff\0\0\0\0\0\0"  # a text where the file has ended
+    (tmp_path / "b.jpg").write_bytes(turned(beyond))
+    with pytest.warns(UserWarning, match="Tag data larger than file"), Image.open(tmp_path / "b.jpg"):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(Folder(str(tmp_path), size=2, holdout=0).load()) == 2
 
 
 def test_refused_trees(tmp_path: Path) -> None:

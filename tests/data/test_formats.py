@@ -121,6 +121,20 @@ def test_refused_mnist(tmp_path: Path) -> None:
         read_mnist(tmp_path / "two", "train")
 
 
+def test_zips_that_cannot_be_opened(tmp_path: Path) -> None:
+    content = container("zip", tmp_path, idx_files()).read_bytes()
+    for offset, value, says in ((6, 1, "encrypted"), (8, 99, "compression")):  # of a local header; 2 more in the index
+        bad = bytearray(content)
+        for mark, more in ((b"PK\3\4", 0), (b"PK\1\2", 2)):
+            place = bad.find(mark)
+            while place >= 0:
+                bad[place + offset + more] = value
+                place = bad.find(mark, place + 4)
+        file = put(tmp_path / says, {"x.zip": bytes(bad)}) / "x.zip"
+        with pytest.raises(FileError, match=rf"x\.zip: cannot be read \(.*{says}.*\); must be a folder"):
+            read_mnist(file, "train")
+
+
 PHOTOS = RNG.integers(0, 256, (12, 3, 32, 32), np.uint8)  # two a batch
 KINDS = RNG.integers(0, 10, 12, np.uint8)
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]

@@ -35,7 +35,14 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def __getitem__(self, key: Any) -> Any:
-        return self.columns[key] if isinstance(key, str) else {k: column[key] for k, column in self.columns.items()}
+        if isinstance(key, str):
+            return self.columns[key]
+        several = isinstance(key, list)
+        return {k: [c[i] for i in key] if several else c[key] for k, c in self.columns.items()}
+
+    def with_format(self, kind: str) -> "Table":
+        assert kind == "numpy" and len(self.column_names) == 1  # whole rows would bring the pictures too
+        return self
 
     def select_columns(self, names: list[str]) -> "Table":
         return Table({name: self.columns[name] for name in names})
@@ -65,6 +72,23 @@ def test_arrays_are_pictures_too_and_grey_is_asked_for() -> None:
     table = Table({"x": [np.full((4, 4), 10 * i, np.uint8) for i in range(5)]})
     samples = hub(table, image="x", size=2, channels=1, holdout=0).load()
     assert samples.values[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40] and samples.labels is None
+
+
+def test_pictures_of_floats_and_of_channels_first() -> None:
+    floats = [np.full((4, 4), v) for v in (0.0, 0.2, 1.0)] + [np.full((4, 4, 1), 0.4)]  # fractions of 255
+    samples = hub(Table({"x": floats}), image="x", size=2, channels=1, holdout=0).load()
+    assert samples.values[:, 0, 0, 0].tolist() == [0, 51, 255, 102]
+    colours = np.arange(3, dtype=np.int64)[:, None, None] * 100 + np.zeros((3, 4, 5), np.int64)
+    both = Table({"x": [colours, colours.transpose(1, 2, 0), colours.tolist(), (colours / 255).tolist()]})
+    assert hub(both, image="x", size=2, holdout=0).load().values[:, :, 1, 1].tolist() == [[0, 100, 200]] * 4
+    for bad, says in (
+        (np.full((4, 4), 3.0), r"'x' in row 1: float64 from 3\.0 to 3\.0, must be floats in \[0, 1\] or integers in 0"),
+        (np.full((4, 4), -0.5), r"float64 from -0\.5 to -0\.5"),
+        (np.full((4, 4), 256), "int64 from 256 to 256"),
+        (np.full((4, 4), float("nan")), "float64 from nan to nan"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            hub(Table({"x": [floats[0], bad]}), image="x", size=2, holdout=0).load()
 
 
 def test_undecodable_pictures_are_skipped_and_numbered() -> None:

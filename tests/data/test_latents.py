@@ -1,5 +1,6 @@
 """Latents: an orthogonal autoencoder whose way back is exact, standardised channels, files, and refusals."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,30 @@ def test_mirrored_images_are_encoded_too(images: Arrays, tmp_path: Path) -> None
     assert len(latents.load("test")) == len(images.load("test"))
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_conditions_come_along(images: Arrays, tmp_path: Path, flip: bool) -> None:
+    cond = np.random.default_rng(1).normal(size=(60, 2)).astype(np.float32)
+    np.savez(tmp_path / "c.npz", x=np.load(images.path)["x"], c=cond)
+    source = Arrays(str(tmp_path / "c.npz"), key="x", cond_key="c", holdout=0.2, flip=flip)
+    for split in ("train", "test"):
+        told, expected = Latents(source, Orthogonal()).load(split), source.load(split).cond  # type: ignore[arg-type]
+        assert told.labels is None and told.cond is not None and expected is not None
+        twice = flip and split == "train"
+        assert torch.equal(told.cond, torch.cat([expected, expected]) if twice else expected)
+
+
+def test_a_relative_encoder_is_found_from_another_folder(
+    images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nets.save_autoencoder(Path("a.safetensors"), nets.Autoencoder(channels=3, size=4, latent=2, width=4, levels=1))
+    for encoder in ("a.safetensors", "./a.safetensors", str(tmp_path / "a.safetensors")):
+        with monkeypatch.context() as patch:
+            patch.setattr("fokker.data.latents.load_autoencoder", lambda path: Orthogonal())
+            codec = Latents(images, encoder).load().codec
+        assert isinstance(codec, LatentCodec) and codec.encoder == str(tmp_path / "a.safetensors")
+
+
 def test_files_and_specs_read_back(images: Arrays, tmp_path: Path) -> None:
     net = nets.Autoencoder(channels=3, size=4, latent=2, width=4, levels=1)
     for p in net.parameters():
@@ -119,7 +144,7 @@ def test_files_and_specs_read_back(images: Arrays, tmp_path: Path) -> None:
     assert recipe.resolved()["data"] == {
         "kind": "latents",
         "source": {"kind": "fashion"},
-        "encoder": "a.safetensors",
+        "encoder": os.path.abspath("a.safetensors"),
         "batch": 256,
     }
 

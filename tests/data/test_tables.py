@@ -233,8 +233,19 @@ def test_a_category_that_only_the_test_split_has(tmp_path: Path) -> None:
     rows = [(*row[:2], "Paris" if i == test else row[2], *row[3:]) for i, row in enumerate(ROWS)]
     source = table(tmp_path, text(rows), holdout=0.2)
     assert "Paris" not in source.load().codec.columns[2].levels  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match=rf"column 'city', line {test + 2}: 'Paris' is in the test split"):
+    says = rf"column 'city', line {test + 2}: 'Paris' is in the test split and in no training row: give rare='drop'"
+    with pytest.raises(ConfigError, match=says + r" to leave such rows out \(1\)"):
         source.load("test")
+    whole, dropped = table(tmp_path, holdout=0.2), table(tmp_path, text(rows), name="p.csv", holdout=0.2, rare="drop")
+    held = np.flatnonzero(np.arange(1, 61) * 0.6180339887498949 % 1 < 0.2)
+    assert torch.equal(dropped.load().values, whole.load().values)
+    assert torch.equal(dropped.load("test").values, whole.load("test").values[torch.from_numpy(held != test)])
+    told = table(tmp_path, text(rows), name="p.csv", holdout=0.2, rare="drop", label="city").load("test")
+    kept = [rows[i][2] for i in held if i != test]
+    assert told.labels is not None and [told.classes[i] for i in told.labels] == kept
+    strange = [(*row[:2], f"x{i}" if i in held else row[2], *row[3:]) for i, row in enumerate(ROWS)]
+    with pytest.raises(ConfigError, match="none of its 60 rows is in the test split with .*rare='drop'"):
+        table(tmp_path, text(strange), name="q.csv", holdout=0.2, rare="drop").load("test")
 
 
 def test_values_that_do_not_belong(tmp_path: Path) -> None:

@@ -37,6 +37,12 @@ def test_layers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         assert count(Timeless(SelfAttention(width, 3)), (n, width)) == (4 * width * (width + 1), by_hand)
 
 
+def test_frozen_parameters_count() -> None:
+    net = Timeless(nn.Linear(3, 5))
+    net.layer.weight.requires_grad_(False)
+    assert count(net, (3,)) == (3 * 5 + 5, 2 * 3 * 5) and not net.layer.weight.requires_grad
+
+
 def test_the_net_is_left_as_it_is() -> None:
     net = DiT(1, 4, width=16, depth=1, heads=2).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}

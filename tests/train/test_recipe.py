@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,8 +13,9 @@ from fokker.data import Fashion, Moons, Samples
 from fokker.errors import ConfigError, FileError
 from fokker.objectives import Denoising, LogitNormal, MinSNR, UniformTimes
 from fokker.process import EDM, VP, Flow
+from fokker.registry import build
 from fokker.solvers import DDIM, Heun, Karras, UniformT
-from fokker.train import Constant, Recipe, read, recipe_names
+from fokker.train import Constant, Recipe, fit, read, read_header, recipe_names, resume
 from fokker.train.options import Training
 from fokker.train.recipe import make, recipes_folder
 
@@ -207,3 +209,23 @@ def test_the_network_takes_its_sizes_from_the_data() -> None:
     assert model.net.config["channels"] == 1 and model.net.config["size"] == 8 and model.net.config["classes"] == 4
     with pytest.raises(ConfigError, match="did you mean 'width'"):
         read("moons", ["net.wdth=3"]).model(square)
+
+
+def test_a_run_knows_its_data_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    np.save("x.npy", np.random.default_rng(0).normal(size=(30, 2)))
+    recipe = make({"data": {"kind": "arrays", "path": "./x.npy"}, "net": "mlp"})
+    assert recipe.resolved()["data"]["path"] == str(tmp_path / "a" / "x.npy")
+    data = {"kind": "latents", "source": {"kind": "folder", "path": "../p", "size": 4}, "encoder": "e.safetensors"}
+    written = make({"data": data, "net": "mlp"}).resolved()["data"]
+    assert written["encoder"] == str(tmp_path / "a" / "e.safetensors")
+    assert written["source"]["path"] == str(tmp_path / "p")
+    for path in ("", "~/mnist"):
+        assert make({"data": {"kind": "mnist", "path": path}, "net": "unet"}).resolved()["data"]["path"] == path
+    options = ["train.steps=1", "train.batch=8", "sampling.n=2", "net.width=8"]
+    Path("r.yaml").write_text(yaml.safe_dump(recipe.resolved()))
+    folder = fit(read("r.yaml", ["data.path=x.npy", *options]), progress=False).resolve()
+    monkeypatch.chdir(tmp_path)
+    assert resume(folder, ["train.steps=2"], progress=False) == folder
+    assert len(build("data", read_header(folder)[1]["recipe"]["data"]).load("test")) == 3

@@ -174,7 +174,23 @@ def test_the_amount_of_training_follows_the_data(tmp_path: Path) -> None:
         (lambda p: photos(p / "a", side=5, classes=()), "5 pixels wide, too small"),
         (lambda p: photos(p / "a", classes=("cat",)), "a single class, 'cat'"),
         (lambda p: array(p / "x.npy", np.arange(5)), r"neither floats nor pictures of bytes \(array int64 \(5,\)\)"),
-        (lambda p: array(p / "x.npy", np.zeros((9, 12, 16), np.uint8)), "12 x 16; cut them to squares"),
+        (
+            lambda p: array(p / "x.npy", np.zeros((9, 12, 16), np.uint8)),
+            r"pictures of 12 x 16 \(axes N, .*\); cut them to squares",
+        ),
+        (
+            lambda p: array(p / "x.npy", np.zeros((30, 28, 28))),
+            r"float64 \(30, 28, 28\) could be pictures or signals: for pictures store x\[:, None\]",
+        ),
+        (
+            lambda p: array(p / "x.npy", np.zeros((30, 12, 16, 3), np.float32)),
+            r"float32 \(30, 12, 16, 3\) has its channels last; .*\(N, channels, height, width\): store numpy\.moveaxis",
+        ),
+        (
+            lambda p: array(p / "x.npy", np.array([[1.0, 2], [3, np.nan], [5, 6]])),
+            r"x\.npy: the number at \(1, 1\) is nan in float32, must be finite",
+        ),
+        (lambda p: damaged(p / "x.npz"), r"x\.npz: cannot be read as \.npy or \.npz without pickles"),
         (lambda p: array(p / "x.npy", np.zeros(300)), "a series of 300 numbers is too short"),
         (lambda p: text(p / "x.csv", "a,b\n1,x\n1,x\n"), "no column can be learned from: constant"),
         (lambda p: text(p / "x.npz", "no zip"), "cannot be read as .npy or .npz"),
@@ -190,3 +206,61 @@ def test_refusals(maker: Any, says: str, tmp_path: Path) -> None:
         (tmp_path / "a").rmdir()
     with pytest.raises((ConfigError, FileError), match=says):
         look(maker(tmp_path))
+
+
+TEST = np.flatnonzero(np.arange(1, 61) * 0.6180339887498949 % 1 < 0.1)  # the rows of 60 that are held out
+
+
+def test_columns_that_would_not_load_are_seen_to(tmp_path: Path) -> None:
+    rows = []
+    for i in range(60):
+        town = "Paris" if i == TEST[2] else ("Rom", "Oslo")[i % 2]
+        flag = "yes" if i in TEST else "no"  # one category is left in training
+        rows.append(f"{RNG.normal():.3f},{1000000001 + 2654435761 * i % 9000000000},{town},{flag}")
+    found = look(text(tmp_path / "x.csv", "\n".join(["v,account,town,flag", *rows]) + "\n"))
+    seen, written = dict(found.seen), found.recipe("r")
+    values = yaml.safe_load(written)["data"]
+    assert values["drop"] == ["account", "flag"] and values["rare"] == "drop" and "missing" not in values
+    lines = {line.split(":")[0].strip(): line for line in written.splitlines()}
+    assert "column 'account': its integers, 1e+09 to " in lines["drop"]
+    assert "cannot be told apart in float32; column" in lines["drop"]
+    assert lines["drop"].endswith("column 'flag' has one category, 'no'") and "leave it out" not in lines["drop"]
+    assert f"# column 'town', line {TEST[2] + 2}: 'Paris' is in the test split and in no training row" in lines["rare"]
+    assert seen["flag"] == "left out: column 'flag' has one category, 'no'" and seen["v"].startswith("numbers")
+    source = make(yaml.safe_load(written)).data
+    assert len(source.load()) == 60 - len(TEST) and len(source.load("test")) == len(TEST) - 1
+
+
+def test_gaps_of_a_column_left_out_do_not_count(tmp_path: Path) -> None:
+    rows = [f"{RNG.normal():.3f},{'' if i == 7 else 1000000001 + 2654435761 * i % 9000000000}" for i in range(60)]
+    found = look(text(tmp_path / "x.csv", "\n".join(["v,account", *rows]) + "\n"))
+    assert "missing" not in yaml.safe_load(found.recipe("r"))["data"] and "rows with gaps" not in dict(found.seen)
+
+
+def test_where_nothing_can_be_held_out(tmp_path: Path) -> None:
+    few = look(text(tmp_path / "x.csv", "v,w\n1.5,2\n2.5,7\n3.5,3\n")).recipe("r")
+    (photos(tmp_path / "a", count=3, classes=()) / "0.png").unlink()  # whose name would hold it out
+    pictures = look(tmp_path / "a").recipe("r")
+    only = look(photos(tmp_path / "c", count=1, classes=())).recipe("r")  # not even to train on, then
+    for written, n in ((few, 3), (pictures, 2), (only, 1)):
+        values = yaml.safe_load(written)
+        assert values["data"]["holdout"] == 0.0 and len(make(values).data.load()) == n
+    assert yaml.safe_load(look(photos(tmp_path / "b")).recipe("r"))["data"]["holdout"] == 0.1
+
+
+def test_pictures_of_floats_with_an_axis_more_are_taken(tmp_path: Path) -> None:
+    x = RNG.normal(size=(20, 12, 12))
+    values = yaml.safe_load(look(array(tmp_path / "x.npy", x[:, None])).recipe("r"))
+    assert values["net"]["kind"] == "unet" and make(values).data.load().shape == (1, 12, 12)
+    assert dict(look(array(tmp_path / "s.npy", x[:, :, :8])).seen)["read as"] == (
+        "20 signals of length 8 in 12 channels (axes N, channels, length)"
+    )
+    assert look(array(tmp_path / "m.npy", RNG.normal(size=(20, 16, 8, 8)))).image  # maps, of channels first
+
+
+def damaged(path: Path) -> Path:
+    """An .npz with a sound end and a damaged index."""
+    np.savez(path, a=np.zeros((9, 2)), b=np.zeros(9))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK\1\2", b"PK\1\3"))
+    return path

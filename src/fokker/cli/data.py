@@ -66,6 +66,7 @@ def autoencoder(
     import shlex
 
     from ..errors import FileError
+    from ..files import absolute
     from ..nets import save_autoencoder
     from ..registry import spec
     from ..train import fit_autoencoder, read
@@ -80,5 +81,5 @@ def autoencoder(
     save_autoencoder(out, net)
     error, mean = reconstruction_error(net, source.load("test"))
     typer.echo(f"trained: {out}  (mean squared error on the test split {error:.4f}, of the mean image {mean:.4f})")
-    values = {"kind": "latents", "source": spec(source, inline=2**20), "encoder": str(out)}
+    values = {"kind": "latents", "source": spec(source, inline=2**20), "encoder": absolute(str(out))}
     typer.echo(f"use it: fokker train {recipe} {shlex.quote('data=' + json.dumps(values))}")

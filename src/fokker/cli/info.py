@@ -61,10 +61,10 @@ def _described(what: str, overrides: list[str]) -> list[tuple[str, str]]:
         extra = read_header(what)[1]
         denoiser, rows = load(what), [("file", str(model_path(what)))]
     low, high = denoiser.lam_range
-    rows += [("parameters", f"{sum(p.numel() for p in denoiser.parameters()):,}")]
     if denoiser.shape:
-        operations = f"{count(denoiser.net, denoiser.shape).flops:,}"
-        rows += [("FLOPs", f"{operations} per sample and forward pass (a multiply-add is 2)")]
+        parameters, operations = count(denoiser.net, denoiser.shape)
+        rows += [("parameters", f"{parameters:,}")]
+        rows += [("FLOPs", f"{operations:,} per sample and forward pass (a multiply-add is 2)")]
     rows += [
         ("event", " x ".join(map(str, denoiser.shape))),
         ("process", str(denoiser.process)),

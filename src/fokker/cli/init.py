@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ import yaml
 from ..errors import ConfigError, FileError
 
 __all__ = ["init"]
+
+FEW = 200  # pictures of a folder, which are all decoded
 
 
 def init(
@@ -26,6 +29,7 @@ def init(
     from rich.console import Console
     from rich.table import Table
 
+    from ..data import Folder
     from ..files import write_text
     from ..train.recipe import make
     from ..train.starter import WHAT, look
@@ -40,7 +44,12 @@ def init(
         path = str(typer.prompt(f"Where is your data ({WHAT})?"))
     found = look(path)
     text = found.recipe(output.stem)
-    make(yaml.safe_load(text))  # what is written can be trained
+    source = make(yaml.safe_load(text)).data
+    if not (isinstance(source, Folder) and found.n > FEW):  # of many pictures a thousand were decoded
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the table below says how many pictures cannot be decoded
+            for split in ("train", "test") if getattr(source, "holdout", 0) else ("train",):
+                source.load(split)  # what is written can be trained
     write_text(output, text)
     table = Table(box=None, show_header=False)
     for what, value in found.seen:

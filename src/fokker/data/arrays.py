@@ -19,8 +19,10 @@ from ..errors import ConfigError, FileError, closest
 from .cells import read_numbers, table_suffix
 from .samples import Data, Samples, check_split
 
-__all__ = ["Arrays"]
+__all__ = ["Arrays", "array_names", "as_float32", "as_labels", "as_values", "held_out", "read_numpy"]
 
+# What NumPy lets through on truncated, encrypted or foreign files, and on pickled objects.
+BROKEN = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 
 
@@ -64,19 +66,24 @@ def read_numpy(source: str, path: str, key: str = "", **others: str) -> list[Any
         raise
     except FileNotFoundError:
         raise FileError(f"{source}: does not exist") from None
-    # What NumPy lets through on truncated or foreign files, and on pickled objects.
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        NotImplementedError,
-    ) as error:
-        raise FileError(
-            f"{source}: cannot be read as .npy or .npz without pickles, is it truncated? ({error})"
-        ) from None
+    except BROKEN as error:
+        raise _broken(source, error) from None
+
+
+def array_names(source: str, path: Path | str) -> list[str]:
+    """The names of the arrays in an .npz; [""] for a .npy. Raises FileError as `read_numpy` does."""
+    file = Path(path).expanduser()
+    try:
+        if not zipfile.is_zipfile(file):
+            return [""]
+        with zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except BROKEN as error:
+        raise _broken(source, error) from None
+
+
+def _broken(source: str, error: Exception) -> FileError:
+    return FileError(f"{source}: cannot be read as .npy or .npz without pickles, is it truncated? ({error})")
 
 
 def as_float32(source: str, array: NDArray[Any]) -> NDArray[np.float32]:
@@ -89,6 +96,25 @@ def as_float32(source: str, array: NDArray[Any]) -> NDArray[np.float32]:
         index = tuple(int(i) for i in first)
         raise FileError(f"{source}: the number at {index} is {given[first]} in float32, must be finite")
     return given
+
+
+def as_values(source: str, array: NDArray[Any]) -> Tensor:
+    """The values of `Samples` from an array, read as `Arrays` says. Raises ConfigError, FileError."""
+    shape = array.shape
+    if array.dtype == np.uint8:
+        if len(shape) == 3:
+            array = array[:, None]
+        elif len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
+            array = array.transpose(0, 3, 1, 2)
+        if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in shape:
+            raise ConfigError(
+                f"{source}: given uint8 {shape}, must be pictures (N, H, W), (N, C, H, W) or "
+                "(N, H, W, C) with C = 1 or 3; store other numbers as float32"
+            )
+        return torch.from_numpy(np.array(array, order="C"))
+    if array.dtype.kind != "f" or len(shape) < 2 or 0 in shape:
+        raise ConfigError(f"{source}: given {array.dtype} {shape}, must be float (N, *event) or uint8 pictures")
+    return torch.from_numpy(as_float32(source, array))
 
 
 def as_labels(source: str, name: str, labels: NDArray[Any], n: int) -> tuple[Tensor, tuple[str, ...]]:
@@ -133,7 +159,7 @@ class Arrays(Data):
         """The rows of a split, in their order."""
         check_split(split)
         array, labels, cond = self._read()
-        values, n = self._values(array), len(array)
+        values, n = as_values(f"Arrays {self.path}", array), len(array)
         told, names = (None, ()) if labels is None else as_labels(f"Arrays {self.path}", self.label_key, labels, n)
         conditions = None if cond is None else self._cond(cond, n)
         rows = torch.from_numpy(np.flatnonzero(held_out(len(array), self.holdout) == (split == "test")))
@@ -166,25 +192,6 @@ class Arrays(Data):
             return np.stack(list(columns.values()), axis=1), whole, None
         array, labels, cond = read_numpy(source, self.path, self.key, label_key=self.label_key, cond_key=self.cond_key)
         return array, labels, cond
-
-    def _values(self, array: NDArray[Any]) -> Tensor:
-        shape = array.shape
-        if array.dtype == np.uint8:
-            if len(shape) == 3:
-                array = array[:, None]
-            elif len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
-                array = array.transpose(0, 3, 1, 2)
-            if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in shape:
-                raise ConfigError(
-                    f"Arrays {self.path}: given uint8 {shape}, must be pictures (N, H, W), (N, C, H, W) or "
-                    "(N, H, W, C) with C = 1 or 3; store other numbers as float32"
-                )
-            return torch.from_numpy(np.array(array, order="C"))
-        if array.dtype.kind != "f" or len(shape) < 2 or 0 in shape:
-            raise ConfigError(
-                f"Arrays {self.path}: given {array.dtype} {shape}, must be float (N, *event) or uint8 pictures"
-            )
-        return torch.from_numpy(as_float32(f"Arrays {self.path}", array))
 
     def _cond(self, cond: NDArray[Any], n: int) -> Tensor:
         if (

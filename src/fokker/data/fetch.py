@@ -263,6 +263,8 @@ def _download(url: str, downloads: Path, report: Callable[[int, int | None], Non
                 return _download(url, downloads, report)
             if error.code < 500:
                 raise FileError(f"{url}: {why}") from None
+        except (ValueError, http.client.InvalidURL) as error:
+            raise FileError(f"{url}: is no address to fetch from ({error})") from None
         except (OSError, http.client.HTTPException) as error:
             why = str(getattr(error, "reason", error))
         stuck = 0 if _size(part) > have else stuck + 1

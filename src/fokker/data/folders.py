@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +26,7 @@ from ..files import write_text, write_whole
 from .fetch import cache_folder
 from .samples import Data, Samples, check_split
 
-__all__ = ["Folder"]
+__all__ = ["SUFFIXES", "UNDECODABLE", "Folder", "square"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -64,11 +66,11 @@ class Folder(Data):
     def load(self, split: Literal["train", "test"] = "train") -> Samples:
         """The pictures of a split, in the order of their paths."""
         check_split(split)
-        files, classes = self._scan()
+        files, classes = self.scan()
         root = Path(self.path).expanduser()
         names = [file.relative_to(root) for file in files]
         chosen = [
-            (file, name) for file, name in zip(files, names, strict=True) if self._held_out(name) == (split == "test")
+            (file, name) for file, name in zip(files, names, strict=True) if self.held_out(name) == (split == "test")
         ]
         if not chosen:
             raise ConfigError(
@@ -97,7 +99,10 @@ class Folder(Data):
         """(number of the file, picture), in order, without the files that cannot be decoded."""
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
             for start in range(0, len(files), 1024):
-                for i, picture in enumerate(pool.map(self._decode, files[start : start + 1024]), start):
+                with warnings.catch_warnings():  # Pillow's, of what it could mend
+                    warnings.simplefilter("ignore", UserWarning)
+                    some = list(pool.map(self._decode, files[start : start + 1024]))
+                for i, picture in enumerate(some, start):
                     if picture is not None:
                         yield i, picture
 
@@ -137,7 +142,8 @@ class Folder(Data):
             write_text(index, json.dumps(kept))
         raise FileError(f"{data}: cannot be read back; set cache=False")
 
-    def _scan(self) -> tuple[list[Path], tuple[str, ...]]:
+    def scan(self) -> tuple[list[Path], tuple[str, ...]]:
+        """(the pictures of both splits, the classes), from the names alone. Raises as `load` does."""
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise FileError(f"Folder {self.path}: {'is not a folder' if root.exists() else 'does not exist'}")
@@ -165,7 +171,8 @@ class Folder(Data):
             )
         return files, tuple(classes)
 
-    def _held_out(self, name: Path) -> bool:
+    def held_out(self, name: Path) -> bool:
+        """Whether the picture of this path below `path` is in the test split."""
         digest = hashlib.sha256(name.as_posix().encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.holdout * 2**64
 
@@ -178,12 +185,29 @@ class Folder(Data):
 
 
 # What Pillow raises on damaged files: its decoders have no common error of their own.
-UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError)
+UNDECODABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def square(opened: Image.Image, size: int, channels: int) -> Tensor:
     """The central square of a picture, turned upright and resized: uint8 (channels, size, size)."""
-    picture = ImageOps.exif_transpose(opened)
+    opened.load()
+    try:
+        picture = ImageOps.exif_transpose(opened)
+    except (*UNDECODABLE, AttributeError):  # the note on how the camera was held is damaged, the picture is not
+        picture = opened
     if picture.mode.startswith("I"):  # 16 bits of grey: converting would clip at 255
         picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))
     picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)

@@ -26,7 +26,8 @@ from ..errors import ConfigError, FileError
 __all__ = ["Bytes", "read_cifar", "read_idx", "read_mnist"]
 
 Bytes = NDArray[np.uint8]
-BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+# RuntimeError is what an encrypted zip raises, and a compression that is not known (NotImplementedError).
+BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 RECORD = 1 + 3 * 32 * 32  # CIFAR's binary version: the label, then red, green and blue, row by row
 
 

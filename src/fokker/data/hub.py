@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BeforeValidator, Field
 from torch import Tensor
@@ -37,7 +38,8 @@ def _held(given: Any) -> Any:
 class Hub(Data):
     """The rows of a `datasets.Dataset` or `DatasetDict`: pictures as bytes, or columns of numbers as float32.
 
-    Pictures (`image`) are cut to the central square and resized; numbers (`columns`) are taken as they are. A
+    Pictures (`image`) are cut to the central square and resized; they may be arrays (H, W), (H, W, C) or (C, H, W) of
+    integers in 0..255 or floats in [0, 1]. Numbers (`columns`) are taken as they are. A
     DatasetDict must have the splits "train" and "test" (or "validation", where there is no "test"); of a Dataset, row
     i is in the test split if the fractional part of (i + 1) / golden ratio is less than `holdout`.
 
@@ -56,7 +58,8 @@ class Hub(Data):
     Raises (from load):
         MissingExtraError: a folder was given and `datasets` is not installed.
         FileError: the folder is missing or holds no data set; no picture can be decoded; a number is not finite.
-        ConfigError: a column or split is missing or does not fit, or there is a single class.
+        ConfigError: a column or split is missing or does not fit, a picture's numbers are out of range, or there is a
+            single class.
     """
 
     path: Annotated[str | InMemory, BeforeValidator(_held)]
@@ -107,10 +110,12 @@ class Hub(Data):
             try:
                 given = only[row][self.image]
                 if not isinstance(given, Image.Image):
-                    given = Image.fromarray(np.asarray(given, dtype=np.uint8).squeeze())
+                    given = _image(f"Hub {self.path}: {self.image!r} in row {row}", np.asarray(given))
                 pictures.append(square(given, self.size, self.channels))
                 good.append(row)
-            except (*UNDECODABLE, TypeError, OverflowError):
+            except ConfigError:
+                raise
+            except UNDECODABLE:
                 continue
         if not good:
             raise FileError(f"Hub {self.path}: none of the {len(rows)} pictures in {self.image!r} can be decoded")
@@ -126,7 +131,8 @@ class Hub(Data):
         arrays = []
         for name in self.columns:
             try:
-                array = np.asarray(list(table[name]), dtype=np.float32)[rows.numpy()]
+                only = table.select_columns([name]).with_format("numpy")
+                array = np.asarray(only[rows.tolist()][name], dtype=np.float32)
             except (ValueError, TypeError):
                 raise ConfigError(f"Hub {self.path}: {name!r} is no column of numbers of one shape") from None
             if not np.isfinite(array).all():
@@ -153,6 +159,23 @@ class Hub(Data):
             raise ConfigError(f"Hub {self.path}: {self.label!r} holds a single class: leave label empty")
         names = names or [str(label) for label in range(max(all_of) + 1)]
         return tuple(names), torch.tensor(given, dtype=torch.int64)[rows]
+
+
+def _image(source: str, array: NDArray[Any]) -> Image.Image:
+    """A picture from bytes 0..255 or floats in [0, 1]; (H, W), (H, W, C) or (C, H, W). Raises ConfigError."""
+    if array.dtype.kind not in "fiu" or array.size == 0:
+        raise ValueError("no numbers")
+    most = 1 if array.dtype.kind == "f" else 255
+    if not (array.min() >= 0 and array.max() <= most):
+        raise ConfigError(
+            f"{source}: {array.dtype} from {array.min()} to {array.max()}, must be floats in [0, 1] or integers "
+            "in 0..255: rescale them"
+        )
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray((array * (255 // most)).round().astype(np.uint8))
 
 
 def _read(path: str) -> Any:

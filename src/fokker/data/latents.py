@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..component import Array, InMemory, component
 from ..errors import ConfigError, FileError
-from ..files import file_digest
+from ..files import absolute, file_digest
 from ..nets import load_autoencoder
 from ..registry import resolves
 from .codec import Codec
@@ -104,7 +104,8 @@ class Latents(Data):
     """Another source's samples, encoded once: z = (E(x) - shift) / scale, of mean 0 and deviation 1 in each channel.
 
     shift and scale are measured on the first 4096 training samples, and serve both splits. Where the source mirrors
-    its images (`flip`), every training image is there twice, as it is and mirrored. `Samples.codec` decodes.
+    its images (`flip`), every training image is there twice, as it is and mirrored; labels and conditions are the
+    source's. `Samples.codec` decodes.
 
     Args:
         source: a data source, of images as a rule.
@@ -134,13 +135,15 @@ class Latents(Data):
                 f"Latents.encoder: channel {int(scale.nan_to_num(0).argmin())} of its latents is constant"
             )
         z = self._encode(net, samples, torch.arange(len(samples)))
-        labels = samples.labels
+        told = [samples.labels, samples.cond]
         if samples.flip:
             z = torch.cat([z, self._encode(net, samples, torch.arange(len(samples)), mirror=True)])
-            labels = None if labels is None else torch.cat([labels, labels])
+            told = [None if given is None else torch.cat([given, given]) for given in told]
         z = ((z - _per_channel(shift, z.ndim)) / _per_channel(scale, z.ndim)).float()
-        codec = LatentCodec(self.encoder, Array(shift), Array(scale), digest, self.batch)
-        return Samples(z, labels, samples.classes, codec=codec)
+        # The codec is stored with the model, which is sampled from any folder.
+        encoder = absolute(self.encoder) if isinstance(self.encoder, str) else self.encoder
+        codec = LatentCodec(encoder, Array(shift), Array(scale), digest, self.batch)
+        return Samples(z, told[0], samples.classes, codec=codec, cond=told[1])
 
     def _encode(self, net: Any, samples: Samples, rows: Tensor, mirror: bool = False) -> Tensor:
         parts = []

@@ -17,10 +17,24 @@ from .cells import Cells, is_number, read_cells
 from .columns import Category, Column, Number, TableCodec
 from .samples import Data, Samples, check_split
 
-__all__ = ["Diabetes", "Table"]
+__all__ = ["ColumnError", "Diabetes", "Table"]
 
 Names = tuple[str, ...]
 MISSING = ("", "NA", "N/A", "NaN", "null", "None", "?")
+
+
+class ColumnError(ConfigError):
+    """A column that cannot be used as it is.
+
+    Args:
+        message: what is wrong, where, and what to do.
+        column: its name.
+        rare: whether all that is wrong is a category that no training row has.
+    """
+
+    def __init__(self, message: str, column: str, rare: bool = False) -> None:
+        super().__init__(message)
+        self.column, self.rare = column, rare
 
 
 @component
@@ -40,6 +54,8 @@ class Table(Data):
         categories, numbers: columns to read as such whatever they look like.
         missing: what to do with rows that have an empty cell or one of `na`: "error"; "mean" fills in the training
             mean (categories: the most common level); "drop" leaves the row out.
+        rare: what to do with rows of the test split that have a category which no training row has: "error", or "drop"
+            leaves the row out.
         na: texts of missing cells, in any case.
         quantile: which number columns get a quantile map to the normal law: "none", "heavy" (excess kurtosis above
             6) or "all".
@@ -62,6 +78,7 @@ class Table(Data):
     categories: Names = ()
     numbers: Names = ()
     missing: Literal["error", "mean", "drop"] = "error"
+    rare: Literal["error", "drop"] = "error"
     na: Names = MISSING
     quantile: Literal["none", "heavy", "all"] = "none"
     clip: bool = True
@@ -71,19 +88,24 @@ class Table(Data):
     def load(self, split: Literal["train", "test"] = "train") -> Samples:
         """The rows of a split, in their order."""
         check_split(split)
-        cells = read_cells(f"Table {self.path}", self.path, self.na)
+        return self.of(read_cells(f"Table {self.path}", self.path, self.na), split)
+
+    def of(self, cells: Cells, split: Literal["train", "test"] = "train") -> Samples:
+        """`load`, of cells in memory in place of the file's."""
+        check_split(split)
         names = self._names(cells)
         told = (self.label,) if self.label else self.condition
         used = [*names, *told]
         test = held_out(len(cells), self.holdout)
         whole = self._whole(cells, used)
         train, rows = np.flatnonzero(~test & whole), np.flatnonzero((test == (split == "test")) & whole)
+        fitted = {name: self._fit(cells, name, train) for name in used} if len(train) else {}
+        rows = self._known(cells, fitted, rows)
         if not len(train) or not len(rows):
             raise ConfigError(
                 f"Table {self.path}: none of its {len(cells)} rows is in the {split if len(train) else 'train'} split "
-                f"with holdout={self.holdout} and missing={self.missing!r}: change them"
+                f"with holdout={self.holdout}, missing={self.missing!r} and rare={self.rare!r}: change them"
             )
-        fitted = {name: self._fit(cells, name, train) for name in used}
         codec = TableCodec(
             tuple(fitted[name] for name in names),
             clip=self.clip,
@@ -125,9 +147,10 @@ class Table(Data):
         for name in used:
             gaps = [row for row, text in enumerate(cells.columns[name]) if text is None]
             if gaps and self.missing == "error":
-                raise ConfigError(
+                raise ColumnError(
                     f"{cells.where(gaps[0], name)}: a missing cell ({len(gaps)} in this column); give missing='mean' "
-                    f"or 'drop', or drop=[{name!r}]"
+                    f"or 'drop', or drop=[{name!r}]",
+                    name,
                 )
             if self.missing == "drop":
                 whole[gaps] = False
@@ -137,7 +160,7 @@ class Table(Data):
         column = cells.columns[name]
         texts = [text for row in train if (text := column[row]) is not None]
         if not texts:
-            raise ConfigError(f"Table {self.path}: column {name!r} is empty: leave it out with drop=[{name!r}]")
+            raise ColumnError(f"Table {self.path}: column {name!r} is empty: leave it out with drop=[{name!r}]", name)
         odd = next((row for row, text in enumerate(column) if text is not None and not is_number(text)), None)
         if name in self.numbers and odd is not None:
             raise ConfigError(f"{cells.where(odd, name)}: {column[odd]!r} is no number")
@@ -156,7 +179,23 @@ class Table(Data):
                 return Category.fit(name, texts, name in cells.booleans)
             return Number.fit(name, texts, quantile=self.quantile)
         except ConfigError as error:
-            raise ConfigError(f"Table {self.path}: {error}") from None
+            raise ColumnError(f"Table {self.path}: {error}", name) from None
+
+    def _known(self, cells: Cells, fitted: dict[str, Column], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows without those of a category that no training row has."""
+        for name, column in fitted.items():
+            if isinstance(column, Category):
+                texts, known = cells.columns[name], {None, *column.levels}
+                odd = [row for row in rows.tolist() if texts[row] not in known]
+                if odd and self.rare == "error":
+                    raise ColumnError(
+                        f"{cells.where(odd[0], name)}: {texts[odd[0]]!r} is in the test split and in no training row: "
+                        f"give rare='drop' to leave such rows out ({len(odd)}), or merge it with another category",
+                        name,
+                        rare=True,
+                    )
+                rows = np.setdiff1d(rows, odd)
+        return rows
 
     def _filled(self, cells: Cells, column: Column, train: NDArray[np.int64], rows: NDArray[np.int64]) -> list[str]:
         """The cells of some rows, gaps filled in."""
@@ -165,13 +204,6 @@ class Table(Data):
             fill = repr(column.mean if column.decimals is None else round(column.mean, column.decimals))
         else:
             assert isinstance(column, Category)
-            known = set(column.levels)
-            odd = next((row for row in rows if (text := texts[row]) is not None and text not in known), None)
-            if odd is not None:
-                raise ConfigError(
-                    f"{cells.where(int(odd), column.name)}: {texts[odd]!r} is in the test split and in no training "
-                    "row: merge it with another category, remove the row, or change holdout"
-                )
             counts = [texts[row] for row in train]
             fill = max(column.levels, key=counts.count)
         return [fill if (text := texts[row]) is None else text for row in rows]

@@ -13,7 +13,7 @@ __all__ = ["Count", "count"]
 
 
 class Count(NamedTuple):
-    """Trainable numbers of a net, and floating-point operations of one forward pass of one sample."""
+    """Numbers in a net's parameters, frozen ones too, and floating-point operations of one pass of one sample."""
 
     parameters: int
     flops: int

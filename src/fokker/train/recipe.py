@@ -17,6 +17,7 @@ from ..component import component
 from ..data import Data, Samples
 from ..denoiser import NetDenoiser
 from ..errors import ConfigError, FileError, closest
+from ..files import absolute
 from ..objectives import Denoising
 from ..process import Process
 from ..registry import build, lookup, resolves, spec
@@ -69,7 +70,8 @@ class Recipe:
         return NetDenoiser(net, self.process, shape=shape, **reads)
 
     def resolved(self, net: nn.Module | None = None) -> dict[str, Any]:
-        """The recipe with every default written out, as plain values for YAML; the network's too, if it is given."""
+        """The recipe as plain values for YAML: every default written out, the network's too if it is given, and the
+        data's paths, which count from the current folder, made absolute."""
         parts = {"name": self.name} | {
             name: spec(getattr(self, name), path=name, inline=2**20) for name in ("data", "process", "objective")
         }
@@ -77,7 +79,16 @@ class Recipe:
         for name in SECTIONS:
             section = getattr(self, name)
             sections[name] = {field: spec(getattr(section, field), inline=2**20) for field in _names(type(section))}
+        parts["data"] = _placed(parts["data"])
         return parts | {"net": self.net if net is None else spec(net)} | sections
+
+
+def _placed(values: Any) -> Any:
+    """What a file stores of a data source, its paths absolute: a run is resumed and evaluated from any folder."""
+    if not isinstance(values, Mapping):
+        return values
+    paths = {name: absolute(values[name]) for name in ("path", "encoder") if isinstance(values.get(name), str)}
+    return {name: _placed(value) for name, value in values.items()} | paths
 
 
 def _names(cls: Any) -> list[str]:

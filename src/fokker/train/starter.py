@@ -6,101 +6,31 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data import Arrays, Folder
-from ..data.arrays import read_numpy
+from ..data import Folder, Table
+from ..data.arrays import array_names, as_float32, as_values, read_numpy
 from ..data.cells import Cells, is_number, read_cells, read_numbers, table_suffix
-from ..data.folders import SUFFIXES
+from ..data.folders import SUFFIXES, UNDECODABLE
 from ..data.signals import read_wav
-from ..data.tables import MISSING
+from ..data.tables import MISSING, ColumnError
 from ..errors import ConfigError, FileError
+from .draft import Line, Look
 
-__all__ = ["Look", "look"]
+__all__ = ["look"]
 
 LOOKED = 1000  # pictures that are decoded, evenly over all
 SIZES = (8, 12, 16, 20, 24, 28, 32, 48, 64)
 WHAT = "a folder of pictures, a .npy or .npz array, a .csv, .tsv or .parquet table, or a .wav sound"
-Line = tuple[str, Any, str]  # key, value, why
-
-
-@dataclass
-class Look:
-    """What was seen and what follows.
-
-    Args:
-        seen: (what, value) for the user to read.
-        data, net, train: lines of these sections of a recipe: key, value, why.
-        n: number of training samples, about.
-        classes: number of classes, 0 for none.
-        image: whether samples are pictures (or feature maps).
-        large: whether these have more than 32 pixels a side.
-    """
-
-    seen: list[tuple[str, str]]
-    data: list[Line]
-    net: list[Line]
-    n: int
-    classes: int = 0
-    image: bool = False
-    large: bool = False
-
-    def recipe(self, name: str) -> str:
-        """The commented YAML. `fokker.train.read` accepts it."""
-        signals = self.data[0][1] == "signals"
-        batch = 64 if signals or self.large else 128 if self.image else 256
-        while batch > max(8, self.n):
-            batch //= 2
-        rounds = 30 if self.image else 60 if signals else 400
-        steps = min(20000, max(1000, round(rounds * self.n / batch, -2)))
-        rate = 1e-3 if self.image else 5e-4
-        train: list[Line] = [
-            (
-                "steps",
-                int(steps),
-                f"about {max(1, round(steps * batch / self.n))} times through the data; see samples/",
-            ),
-            ("batch", batch, "halve it if memory runs out"),
-            ("lr", rate, "halve it if the loss jumps"),
-            ("ema", 0.999 if steps >= 5000 else 0.995, "the average over the last 1 / (1 - ema) steps is what samples"),
-            ("sample_every", max(100, int(steps) // 5), "steps between pictures in samples/"),
-        ]
-        objective: list[Line] = [
-            ("predict", "velocity", "flow matching"),
-            ("stratified", True, "times spread evenly over each batch: less noise in the loss"),
-        ]
-        sampling: list[Line] = [
-            ("solver", "heun", "two network calls a step, second order"),
-            ("steps", 20, "more is finer and slower"),
-            ("n", 64 if self.image or signals else 500, "samples in a picture"),
-        ]
-        if self.image:
-            objective.insert(1, ("times", {"kind": "logit-normal"}, "more training at the middle times"))
-        if self.classes:
-            objective.append(("cond_dropout", 0.1, "a tenth is trained without its class, which guidance needs"))
-            sampling.append(("guidance", 2.0, "above 1: more typical of the class, less varied; 1 is none"))
-        parts = [("data", self.data), ("net", self.net), ("objective", objective), ("train", train)]
-        lines = [f"# {name}: a first recipe, written after looking at the data. Train it: fokker train FILE"]
-        lines += [f"name: {json.dumps(name)}", "process: flow  # straight paths from data to noise"]
-        for section, body in [*parts, ("sampling", sampling)]:
-            lines += [f"{section}:", *(_line(*line) for line in body)]
-        return "\n".join(lines) + "\n"
-
-
-def _line(key: str, value: Any, why: str) -> str:
-    if not key:
-        return f"  # {why}"
-    return f"  {key}: {json.dumps(value, ensure_ascii=False)}" + (f"  # {why}" if why else "")
 
 
 def look(path: Path | str) -> Look:
@@ -135,12 +65,15 @@ def _folder(folder: Path) -> Look:
     others += sorted(file.name for file in folder.iterdir() if table_suffix(file))
     if others and not any(file.suffix.casefold() in SUFFIXES for file in folder.rglob("*")):
         raise ConfigError(f"{folder}: has no pictures, but {', '.join(others[:5])}: give the path of one of these")
-    files, classes = Folder(str(folder), size=1)._scan()
+    source = Folder(str(folder), size=1)
+    files, classes = source.scan()
     chosen = files[:: -(-len(files) // LOOKED)]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's, of what it could mend
         found = [seen for seen in pool.map(_glance, chosen) if seen is not None]
     if not found:
         raise FileError(f"{folder}: none of the {len(chosen)} pictures looked at can be decoded")
+    test = [source.held_out(file.relative_to(folder)) for file in files]
     sides = np.array([seen[0] for seen in found])
     channels = 3 if np.mean([seen[1] for seen in found]) > 0.02 else 1
     median, bad = int(np.median(sides.min(axis=1))), len(chosen) - len(found)
@@ -157,7 +90,9 @@ def _folder(folder: Path) -> Look:
         ("path", str(folder.resolve()), ""),
         ("size", size, f"pictures are cut to a square and resized; theirs is {median}, and cost grows with its square"),
         ("channels", channels, "colour" if channels == 3 else "all of them are grey"),
-        ("holdout", 0.1, "a tenth is kept for testing, chosen by name"),
+        ("holdout", 0.1, "a tenth is kept for testing, chosen by name")
+        if 0 < sum(test) < len(test)
+        else ("holdout", 0.0, "none is kept for testing, there are so few"),
     ]
     if channels == 3:
         data.append(
@@ -172,7 +107,7 @@ def _glance(file: Path) -> tuple[tuple[int, int], bool] | None:
         with Image.open(file) as picture:
             small = np.asarray(picture.convert("RGB").resize((16, 16)), dtype=np.int16)
             return picture.size, bool(np.ptp(small, axis=2).max() > 8)
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError):  # as in Folder
+    except UNDECODABLE:
         return None
 
 
@@ -204,8 +139,8 @@ def _pictures(seen: list[tuple[str, str]], data: list[Line], n: int, size: int, 
 
 def _numpy(file: Path) -> Look:
     source = str(file)
-    names = [name.removesuffix(".npy") for name in ZipFile(file).namelist()] if is_zipfile(file) else []
-    arrays = {name: read_numpy(source, source, name)[0] for name in names or [""]}
+    names = array_names(source, file)
+    arrays = {name: read_numpy(source, source, name)[0] for name in names}
     fit = {
         name: array
         for name, array in arrays.items()
@@ -216,6 +151,9 @@ def _numpy(file: Path) -> Look:
         raise ConfigError(f"{file}: has neither floats nor pictures of bytes ({shapes})")
     key = max(fit, key=lambda name: fit[name].size)
     array = fit[key]
+    if array.dtype.kind == "f":
+        as_float32(source, array)  # says where a number is not finite
+        _check_axes(source, array)
     labels = [name for name, other in arrays.items() if name != key and _is_label(other, len(array))]
     label = labels[0] if labels else ""
     classes = int(arrays[label].max()) + 1 if label else 0
@@ -237,11 +175,29 @@ def _numpy(file: Path) -> Look:
         )
         seen.append(("advice", "scale the numbers to mean 0 and std 1 before training"))
     if array.ndim == 4 or array.dtype == np.uint8:
-        sample = Arrays(str(file), key=key)._values(array[:1]).shape[1:]
+        sample = as_values(source, array[:1]).shape[1:]
         if sample[1] != sample[2]:
-            raise ConfigError(f"{file}: its pictures are {sample[1]} x {sample[2]}; cut them to squares first")
+            raise ConfigError(
+                f"{file}: {array.dtype} {array.shape} are pictures of {sample[1]} x {sample[2]} (axes N, channels, "
+                "height, width; bytes also N, height, width, channels); cut them to squares first"
+            )
         return _pictures(seen, data, len(array), sample[1], classes)
     return Look(seen, data, _mlp(len(array)), len(array), classes)
+
+
+def _check_axes(source: str, array: NDArray[Any]) -> None:
+    """Refuse floats that are pictures as it seems, with axes in another order than N, channels, height, width."""
+    shape, given = array.shape, f"{source}: {array.dtype} {array.shape}"
+    if array.ndim == 4 and shape[3] in (1, 3) and min(shape[1:3]) > 3:
+        raise ConfigError(
+            f"{given} has its channels last; pictures of floats are (N, channels, height, width): "
+            "store numpy.moveaxis(x, -1, 1)"
+        )
+    if array.ndim == 3 and shape[1] == shape[2] >= SIZES[0]:
+        raise ConfigError(
+            f"{given} could be pictures or signals: for pictures store x[:, None], which is (N, channels, height, "
+            f"width); for signals of {shape[1]} channels, (N, channels, length), write kind: signals in a recipe"
+        )
 
 
 def _is_label(array: NDArray[Any], n: int) -> bool:
@@ -296,7 +252,8 @@ def _signals(
         seen.append(("read as", f"one series, cut into windows of {window}"))
     else:
         n, window = len(array), array.shape[-1]
-        seen.append(("read as", f"{n:,} signals of length {window}"))
+        channels = f" in {array.shape[1]} channels (axes N, channels, length)" if array.ndim == 3 else ""
+        seen.append(("read as", f"{n:,} signals of length {window}{channels}"))
     data.append(
         (
             "holdout",
@@ -332,27 +289,50 @@ def _table(file: Path) -> Look:
         return _signals(
             [("table", f"{array.shape[0]:,} lines of {array.shape[1]} numbers, no header")], where, [], array, 0
         )
-    kept, drop, lines = _columns(cells)
-    if not kept:
-        raise ConfigError(f"{file}: no column can be learned from: {'; '.join(lines.values())}")
-    seen = [("table", f"{len(cells):,} rows, {len(names)} columns"), *((name, lines[name]) for name in names)]
+    kept, lines = _columns(cells)
     numbers = [name for name in kept if all(text is not None and is_number(text) for text in cells.columns[name])]
     if kept == numbers and len(kept) == 1 and len(cells) >= 640:
         array = np.array(cells.columns[kept[0]], dtype=np.float64)
+        seen = [("table", f"{len(cells):,} rows, {len(names)} columns"), *lines.items()]
         return _signals(seen, [*where, ("columns", kept, "the only column of numbers")], [], array, 0)
     data: list[Line] = [("kind", "table", ""), *where]
-    if drop:
-        data.append(("drop", drop, "identifiers, constants and free text"))
-    gaps = sum(any(cells.columns[name][row] is None for name in kept) for row in range(len(cells)))
-    if gaps:
-        few = gaps <= 0.05 * len(cells)
-        why = f"{gaps} rows have a gap; " + ("few enough to leave out" if few else "drop would leave them out")
-        data.append(("missing", "drop" if few else "mean", why))
-        seen.append(("rows with gaps", f"{gaps:,}"))
+    reasons, choices = ["identifiers, constants and free text"], dict[str, Line]()
+    holdout: Line = ("holdout", 0.1, "a tenth is kept for testing")
+    while True:  # until both splits load
+        if not kept:
+            raise ConfigError(f"{file}: no column can be learned from: {'; '.join(lines.values())}")
+        gaps = sum(any(cells.columns[name][row] is None for name in kept) for row in range(len(cells)))
+        choices.pop("missing", None)
+        if gaps:
+            few = gaps <= 0.05 * len(cells)
+            why = f"{gaps} rows have a gap; " + ("few enough to leave out" if few else "drop would leave them out")
+            choices["missing"] = ("missing", "drop" if few else "mean", why)
+        fields: dict[str, Any] = {key: value for key, value, _ in (*choices.values(), holdout)}
+        table = Table(source, columns=tuple(kept), quantile="heavy", **fields)
+        try:
+            table.of(cells, "train"), table.of(cells, "test" if table.holdout else "train")
+            break
+        except ColumnError as error:
+            reason = str(error).removeprefix("Table ").removeprefix(f"{source}: ")
+            if error.rare:
+                choices["rare"] = ("rare", "drop", f"{reason.partition(': give')[0]}: such rows are left out")
+                continue
+            reasons.append(reason.partition(": leave it out")[0])
+            lines[error.column] = f"left out: {reasons[-1]}"
+            kept.remove(error.column)
+        except ConfigError:
+            if not table.holdout:
+                raise
+            holdout = ("holdout", 0.0, "none is kept for testing, there are so few rows")
+    drop = [name for name in names if name not in kept]
+    seen = [("table", f"{len(cells):,} rows, {len(names)} columns"), *lines.items()]
+    seen += [("rows with gaps", f"{gaps:,}")] if gaps else []
+    data += [("drop", drop, "; ".join(reasons))] if drop else []
     data += [
+        *choices.values(),
         ("quantile", "heavy", "number columns with long tails are mapped to a normal law; none to switch it off"),
         ("clip", True, "sampled numbers stay within the range seen in training"),
-        ("holdout", 0.1, "a tenth is kept for testing"),
+        holdout,
     ]
     groups = [name for name in kept if 2 <= len(set(cells.columns[name]) - {None}) <= 20]
     if groups:
@@ -366,8 +346,8 @@ def _table(file: Path) -> Look:
     return Look(seen, data, _mlp(len(cells)), len(cells))
 
 
-def _columns(cells: Cells) -> tuple[list[str], list[str], dict[str, str]]:
-    """(columns to use, columns to leave out, what each is)."""
+def _columns(cells: Cells) -> tuple[list[str], dict[str, str]]:
+    """(columns to use, what each column is)."""
     kept, lines = [], {}
     for name, column in cells.columns.items():
         texts = [text for text in column if text is not None]
@@ -387,7 +367,7 @@ def _columns(cells: Cells) -> tuple[list[str], list[str], dict[str, str]]:
         else:
             lines[name] = f"categories: {_names(tuple(sorted(distinct)))}{gaps}"
             kept.append(name)
-    return kept, [name for name in cells.columns if name not in kept], lines
+    return kept, lines
 
 
 def _counts_up(texts: list[str]) -> bool:
