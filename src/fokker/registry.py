@@ -75,6 +75,8 @@ KINDS: dict[str, dict[str, str]] = {
         "heun": "fokker.solvers:Heun",
         "rk4": "fokker.solvers:RK4",
         "ddim": "fokker.solvers:DDIM",
+        "dpm": "fokker.solvers:DPM",
+        "dpm++": "fokker.solvers:DPMpp",
         "ancestral": "fokker.solvers:Ancestral",
         "euler-maruyama": "fokker.solvers:EulerMaruyama",
         "edm-stochastic": "fokker.solvers:EDMStochastic",

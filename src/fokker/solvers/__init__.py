@@ -3,6 +3,7 @@
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
+from .dpm import DPM, DPMpp
 from .grid import Grid, Karras, Quadratic, Times, UniformLam, UniformT, as_grid
 from .plan import Plan, Stage, Step
 from .rk import RK4, Euler, Heun
@@ -11,8 +12,10 @@ from .sde import EDMStochastic, EulerMaruyama
 
 __all__ = [
     "DDIM",
+    "DPM",
     "RK4",
     "Ancestral",
+    "DPMpp",
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
