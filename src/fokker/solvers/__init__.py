@@ -3,6 +3,7 @@
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
+from .deis import DEIS
 from .dpm import DPM, DPMpp
 from .grid import Grid, Karras, Quadratic, Times, UniformLam, UniformT, as_grid
 from .plan import Plan, Stage, Step
@@ -12,6 +13,7 @@ from .sde import EDMStochastic, EulerMaruyama
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "DPM",
     "RK4",
     "Ancestral",

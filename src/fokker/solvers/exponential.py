@@ -120,12 +120,14 @@ def single_step(
         bend = bend * gain_of(process, side, s, inner[1][1], h)[0]
         stages[1] = [stages[1][0], stages[1][1] - bend, bend]
         weights = [tilt * second / (tilt * r1 + r2), second / (tilt * r1 + r2)]
-    combinations = [*stages, [carry, first - torch.stack(weights).sum(0), *weights]]  # what multiplies x, m_0, m_1, m_2
+    # per evaluation after the first, and at the end: what multiplies x, m_0, m_1, m_2
+    combinations = [torch.stack(rows, -1).tolist() for rows in (*stages, [carry, first - sum(weights), *weights])]
+    times = torch.stack([s, t, *(at for _, at in inner)], -1).tolist()
     steps = []
-    for i, (start, end) in enumerate(zip(s.tolist(), t.tolist(), strict=True)):
-        terms = [_terms([float(c[i]) for c in combination], slots) for combination in combinations]
-        later = [evaluate(float(at[i]), reading, slots[j + 1], terms[j]) for j, (_, at) in enumerate(inner)]
-        steps.append(Step(start, end, (evaluate(start, reading, slots[0]), *later), terms[-1]))
+    for (start, end, *later), *rows in zip(times, *combinations, strict=True):
+        terms = [_terms(row, slots) for row in rows]
+        found = [evaluate(at, reading, slots[j + 1], terms[j]) for j, at in enumerate(later)]
+        steps.append(Step(start, end, (evaluate(start, reading, slots[0]), *found), terms[-1]))
     return steps
 
 
