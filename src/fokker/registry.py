@@ -78,6 +78,7 @@ KINDS: dict[str, dict[str, str]] = {
         "deis": "fokker.solvers:DEIS",
         "dpm": "fokker.solvers:DPM",
         "dpm++": "fokker.solvers:DPMpp",
+        "unipc": "fokker.solvers:UniPC",
         "ancestral": "fokker.solvers:Ancestral",
         "euler-maruyama": "fokker.solvers:EulerMaruyama",
         "edm-stochastic": "fokker.solvers:EDMStochastic",

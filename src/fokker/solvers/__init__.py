@@ -10,6 +10,7 @@ from .plan import Plan, Stage, Step
 from .rk import RK4, Euler, Heun
 from .run import bind, run
 from .sde import EDMStochastic, EulerMaruyama
+from .unipc import UniPC
 
 __all__ = [
     "DDIM",
@@ -30,6 +31,7 @@ __all__ = [
     "Stage",
     "Step",
     "Times",
+    "UniPC",
     "UniformLam",
     "UniformT",
     "as_grid",
