@@ -78,6 +78,8 @@ KINDS: dict[str, dict[str, str]] = {
         "deis": "fokker.solvers:DEIS",
         "dpm": "fokker.solvers:DPM",
         "dpm++": "fokker.solvers:DPMpp",
+        "exp-euler": "fokker.solvers:ExpEuler",
+        "exp-heun": "fokker.solvers:ExpHeun",
         "unipc": "fokker.solvers:UniPC",
         "ancestral": "fokker.solvers:Ancestral",
         "euler-maruyama": "fokker.solvers:EulerMaruyama",

@@ -26,6 +26,8 @@ from fokker.solvers import (
     EDMStochastic,
     Euler,
     EulerMaruyama,
+    ExpEuler,
+    ExpHeun,
     Heun,
     Karras,
     Plan,
@@ -114,6 +116,9 @@ def test_what_solvers_say_of_themselves() -> None:
         UniPC(): (3, False, False, 4),
         UniPC(3, start="single"): (3, False, False, 6),
         UniPC(2, side="noise"): (2, False, True, 3),
+        ExpEuler(): (1, False, True, 1),
+        ExpEuler("x0"): (1, False, False, 1),
+        ExpHeun(): (2, False, True, 2),
     }
     for solver, want in facts.items():
         assert (solver.order, solver.stochastic, solver.open_start, solver.slots) == want, solver

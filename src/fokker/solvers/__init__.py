@@ -10,6 +10,7 @@ from .plan import Plan, Stage, Step
 from .rk import RK4, Euler, Heun
 from .run import bind, run
 from .sde import EDMStochastic, EulerMaruyama
+from .semilinear import ExpEuler, ExpHeun
 from .unipc import UniPC
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
+    "ExpEuler",
+    "ExpHeun",
     "Grid",
     "Heun",
     "Karras",
