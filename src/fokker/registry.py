@@ -80,6 +80,7 @@ KINDS: dict[str, dict[str, str]] = {
         "dpm++": "fokker.solvers:DPMpp",
         "exp-euler": "fokker.solvers:ExpEuler",
         "exp-heun": "fokker.solvers:ExpHeun",
+        "pndm": "fokker.solvers:PNDM",
         "unipc": "fokker.solvers:UniPC",
         "ancestral": "fokker.solvers:Ancestral",
         "euler-maruyama": "fokker.solvers:EulerMaruyama",

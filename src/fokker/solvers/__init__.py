@@ -7,6 +7,7 @@ from .deis import DEIS
 from .dpm import DPM, DPMpp
 from .grid import Grid, Karras, Quadratic, Times, UniformLam, UniformT, as_grid
 from .plan import Plan, Stage, Step
+from .pndm import PNDM
 from .rk import RK4, Euler, Heun
 from .run import bind, run
 from .sde import EDMStochastic, EulerMaruyama
@@ -17,6 +18,7 @@ __all__ = [
     "DDIM",
     "DEIS",
     "DPM",
+    "PNDM",
     "RK4",
     "Ancestral",
     "DPMpp",

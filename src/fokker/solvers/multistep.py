@@ -23,6 +23,7 @@ __all__ = ["Space", "Start", "multistep", "slots_of", "tables"]
 
 Space = Literal["t", "rho", "lam"]
 Start = Literal["ramp", "single"]
+Variable = Literal["t", "rho", "lam", "index"]  # "index": the step's number, with DDIM's coefficient for the step
 
 
 def tables(
@@ -30,7 +31,7 @@ def tables(
     side: Side,
     times: Tensor,
     order: int,
-    space: Space = "lam",
+    space: Variable = "lam",
     published: tuple[int, ...] = (),
     ahead: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def tables(
     s, t, lam = times[:-1], times[1:], process.lam(times)
     h = lam[1:] - lam[:-1]
     carry, (gain, first) = carry_of(process, side, s, t), gain_of(process, side, s, t, h)
-    u = {"t": times, "lam": lam, "rho": (-lam).exp()}[space]
+    u = {"t": times, "lam": lam, "rho": (-lam).exp(), "index": torch.arange(len(times)).to(times)}[space]
     count = torch.arange(1, len(times)).clamp(max=order)
     finite = torch.isfinite(u) & torch.isfinite(lam)
     count = torch.where(finite[:-1] & finite[1:], torch.minimum(count, finite[:-1].cumsum(0)), 0)
@@ -68,6 +69,8 @@ def tables(
         scale = gain[rows][:, None]
         if space == "rho":  # d(x / alpha) = noise drho: no exponential is left
             scale = process.alpha(times[rows + 1])[:, None] * width
+        elif space == "index":
+            scale = first[rows][:, None]
         weights = interpolation((nodes - begin) / width, moments) * scale
         out[rows[:, None], torch.arange(k + ahead)] = weights
     return carry, out
@@ -80,14 +83,14 @@ def _moments(
     lam: Tensor,
     rows: Tensor,
     k: int,
-    space: Space,
+    space: Variable,
     published: tuple[int, ...],
 ) -> Tensor:
     """The integrals of u^p, p < k, over the step, u = 0 at its start and 1 at its end."""
     powers = torch.arange(k, dtype=torch.float64)
     h = (lam[rows + 1] - lam[rows])[:, None]
     z = KAPPA[side] * h
-    if space == "rho":
+    if space in ("rho", "index"):
         return (1.0 / (powers + 1.0)).expand(len(rows), k)
     if space == "lam":
         factorial = (torch.lgamma(powers + 1.0)).exp().round()
@@ -115,7 +118,7 @@ def multistep(
     s: Tensor,
     t: Tensor,
     order: int,
-    space: Space = "lam",
+    space: Variable = "lam",
     start: Start = "ramp",
     published: tuple[int, ...] = (),
 ) -> list[Step]:
