@@ -18,11 +18,16 @@ from fokker.prediction import READINGS, Prediction
 from fokker.process import EDM, VP, Flow, Process, Trig
 from fokker.solvers import (
     DDIM,
+    DEIS,
+    DPM,
     RK4,
     Ancestral,
+    DPMpp,
     EDMStochastic,
     Euler,
     EulerMaruyama,
+    ExpEuler,
+    ExpHeun,
     Heun,
     Karras,
     Plan,
@@ -31,6 +36,7 @@ from fokker.solvers import (
     Step,
     UniformLam,
     UniformT,
+    UniPC,
     bind,
     run,
 )
@@ -100,12 +106,27 @@ def test_what_solvers_say_of_themselves() -> None:
         EulerMaruyama(eta=0.0): (1, False, False, 1),
         EDMStochastic(): (1, True, True, 2),
         EDMStochastic(S_churn=0.0): (2, False, True, 2),
+        DPM(): (2, False, True, 2),
+        DPM(3, "M", start="single"): (3, False, True, 4),
+        DPMpp(): (2, False, False, 2),
+        DPMpp(3, "S"): (3, False, False, 3),
+        DPMpp(3, start="single"): (3, False, False, 4),
+        DEIS(): (3, False, True, 3),
+        DEIS(3, start="single"): (4, False, True, 6),
+        UniPC(): (3, False, False, 4),
+        UniPC(3, start="single"): (3, False, False, 6),
+        UniPC(2, side="noise"): (2, False, True, 3),
+        ExpEuler(): (1, False, True, 1),
+        ExpEuler("x0"): (1, False, False, 1),
+        ExpHeun(): (2, False, True, 2),
     }
     for solver, want in facts.items():
         assert (solver.order, solver.stochastic, solver.open_start, solver.slots) == want, solver
         plan = solver.plan(VP(), torch.tensor([0.5, 0.4], dtype=F64))
         assert plan.slots == want[3] and plan.steps[0].draws == (1 if want[1] else 0)
     assert Ancestral().variance == "posterior" and EulerMaruyama().eta == 1.0 and Heun().space == "t"
+    assert DPM().variant == "S" and DPMpp().variant == "M" and UniPC().side == "data" and UniPC().corrector
+    assert DEIS().space == "t" and {solver.start for solver in (DPM(), DPMpp(), DEIS(), UniPC())} == {"ramp"}
     churn = EDMStochastic()
     assert (churn.S_churn, churn.S_tmin, churn.S_tmax, churn.S_noise) == (40.0, 0.05, 50.0, 1.003)
 

@@ -3,19 +3,30 @@
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
+from .deis import DEIS
+from .dpm import DPM, DPMpp
 from .grid import Grid, Karras, Quadratic, Times, UniformLam, UniformT, as_grid
 from .plan import Plan, Stage, Step
+from .pndm import PNDM
 from .rk import RK4, Euler, Heun
 from .run import bind, run
 from .sde import EDMStochastic, EulerMaruyama
+from .semilinear import ExpEuler, ExpHeun
+from .unipc import UniPC
 
 __all__ = [
     "DDIM",
+    "DEIS",
+    "DPM",
+    "PNDM",
     "RK4",
     "Ancestral",
+    "DPMpp",
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
+    "ExpEuler",
+    "ExpHeun",
     "Grid",
     "Heun",
     "Karras",
@@ -25,6 +36,7 @@ __all__ = [
     "Stage",
     "Step",
     "Times",
+    "UniPC",
     "UniformLam",
     "UniformT",
     "as_grid",

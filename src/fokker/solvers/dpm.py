@@ -1,0 +1,117 @@
+r"""DPM-Solver and DPM-Solver++ (Lu et al. 2022b, 2022c; book Sec. 9.4, 9.5): exponential integrators in lam.
+
+DPM interpolates the noise, DPMpp the data prediction x0; both single-step ("S") or multistep ("M"). Order 1 is DDIM.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ..component import component
+from ..errors import ConfigError
+from ..process import Process
+from .base import Solver
+from .exponential import Side, single_step
+from .multistep import Start, multistep, slots_of
+from .plan import Step
+
+__all__ = ["DPM", "DPMpp"]
+
+Variant = Literal["S", "M"]
+Order = Annotated[int, Field(ge=1, le=3)]
+Node = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class _DPM(Solver):
+    order: int
+    variant: Variant
+    start: Start
+    published: bool
+    r1: float | None
+    r2: float | None
+    side: ClassVar[Side]
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.r1 is not None and (self.variant == "M" or self.order == 1):
+            raise ConfigError(f"{name}.r1: given {self.r1:g}, but only variant='S' of order 2 or 3 has inner nodes")
+        if self.r2 is not None and (self.variant == "M" or self.order < 3):
+            raise ConfigError(f"{name}.r2: given {self.r2:g}, but only variant='S' of order 3 has a second inner node")
+        if self.order == 3 and self.variant == "S":
+            r1, r2 = self._nodes
+            if r1 == r2 or abs(r1 - 2.0 / 3.0) < 1e-9:
+                raise ConfigError(f"{name}: given r1={r1:g}, r2={r2:g}; they must differ and r1 must not be 2/3")
+
+    @property
+    def _nodes(self) -> tuple[float, float]:
+        default = (1.0 / 3.0, 2.0 / 3.0) if self.order == 3 else (0.5, 1.0)
+        return (default[0] if self.r1 is None else self.r1, default[1] if self.r2 is None else self.r2)
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self.order if self.variant == "S" else slots_of(self.order, self.start)
+
+    @property
+    def open_start(self) -> bool:  # type: ignore[override]
+        return self.side == "noise"
+
+    @property
+    def open_data(self) -> bool:  # type: ignore[override]
+        return self.side == "data"
+
+    def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
+        if self.variant == "S":
+            return single_step(process, self.side, self.order, s, t, self._nodes, self.published)
+        published = (2, 3) if self.published else ()
+        return multistep(process, self.side, s, t, self.order, "lam", self.start, published)
+
+
+@component
+class DPM(_DPM):
+    """DPM-Solver: noise side; `order` evaluations a step ("S") or one ("M").
+
+    Single-step order 2 is book Eq. 9.4.11; `published` makes it the paper's (r1 = 1/2: Algorithm 5, r1 = 1: Heun in
+    rho). Under strong guidance use DPMpp: the noise side diverges at large steps (book Sec. 9.5.1).
+
+    Args:
+        order: 1 to 3.
+        variant: "S" single-step, "M" multistep.
+        start: of a multistep method, "ramp" or "single" (see `multistep`); orders above 2 are reached by "single".
+        published: coefficients as the literature has them (at order 3 "M" they are of second order only).
+        r1, r2: inner nodes of "S" in fractions of the step, in (0, 1]; default 1/2, and 1/3, 2/3 at order 3.
+    """
+
+    order: Order = 2
+    variant: Variant = "S"
+    start: Start = "ramp"
+    published: bool = False
+    r1: Node | None = None
+    r2: Node | None = None
+    side: ClassVar[Side] = "noise"
+
+
+@component
+class DPMpp(_DPM):
+    """DPM-Solver++: data side; one evaluation a step ("M") or `order` ("S").
+
+    Published 2M has weights (1 + r/2, -r/2) instead of the exact ones (of the same order), published 3M lacks a factor
+    2 in its second derivative and is of second order only, published 2S is the book's Algorithm 6 at r1 = 1/2.
+
+    Args:
+        order: 1 to 3.
+        variant: "M" multistep, "S" single-step.
+        start: of a multistep method, "ramp" or "single" (see `multistep`); orders above 2 are reached by "single".
+        published: coefficients as the literature has them.
+        r1, r2: inner nodes of "S" in fractions of the step, in (0, 1]; default 1/2, and 1/3, 2/3 at order 3.
+    """
+
+    order: Order = 2
+    variant: Variant = "M"
+    start: Start = "ramp"
+    published: bool = False
+    r1: Node | None = None
+    r2: Node | None = None
+    side: ClassVar[Side] = "data"

@@ -1,0 +1,144 @@
+r"""Exponential multistep methods: the polynomial through stored predictions, integrated exactly (book Sec. 9.3, 9.5.4).
+
+    x_t = carry x_s + sum_j c_j m_{i-j},     c_j = integral of the Lagrange polynomial l_j      (see `exponential`)
+
+Starts: "ramp" grows the order with the history (first step DDIM), which limits the asymptotic order to 2 but measures
+better at few steps; "single" takes the first steps by a single-step method of one order less, which keeps the order.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..process import Process
+from .exponential import KAPPA, READING, Side, carry_of, gain_of, interpolation, phi, single_step
+from .plan import Step, Term, X, evaluate
+
+__all__ = ["Space", "Start", "multistep", "slots_of", "tables"]
+
+Space = Literal["t", "rho", "lam"]
+Start = Literal["ramp", "single"]
+Variable = Literal["t", "rho", "lam", "index"]  # "index": the step's number, with DDIM's coefficient for the step
+
+
+def tables(
+    process: Process,
+    side: Side,
+    times: Tensor,
+    order: int,
+    space: Variable = "lam",
+    published: tuple[int, ...] = (),
+    ahead: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """(carry (N,), coefficients (N, order + ahead)) of the steps between N + 1 times, newest node first.
+
+    Step i uses the k = min(order, i + 1) newest nodes i, i - 1, ... (those with a finite coordinate), and with
+    `ahead=1` the end of the step before them; the other coefficients are 0.
+
+    Args:
+        process: whose clock it is.
+        side: what is predicted.
+        times: (N + 1,), float64.
+        order: the number of past nodes.
+        space: the variable of the polynomial.
+        published: numbers of nodes (2, 3) at which the literature's weights are taken instead of the exact ones: at 2
+            (1 + r/2, -r/2) phi_1, r = h / h_before; at 3 the second derivative without its factor 2.
+        ahead: 1 for a corrector.
+    """
+    s, t, lam = times[:-1], times[1:], process.lam(times)
+    h = lam[1:] - lam[:-1]
+    carry, (gain, first) = carry_of(process, side, s, t), gain_of(process, side, s, t, h)
+    u = {"t": times, "lam": lam, "rho": (-lam).exp(), "index": torch.arange(len(times)).to(times)}[space]
+    count = torch.arange(1, len(times)).clamp(max=order)
+    finite = torch.isfinite(u) & torch.isfinite(lam)
+    count = torch.where(finite[:-1] & finite[1:], torch.minimum(count, finite[:-1].cumsum(0)), 0)
+    out = torch.zeros(len(s), order + ahead, dtype=torch.float64)
+    out[:, ahead] = torch.where(count == 0, first, 0.0)
+    for k in sorted(set(count.tolist())):
+        if k == 0:
+            continue
+        rows = (count == k).nonzero()[:, 0]
+        nodes = torch.stack([u[rows + 1 - j] for j in range(1 - ahead, k + 1)], -1)
+        begin, width = u[rows][:, None], (u[rows + 1] - u[rows])[:, None]
+        moments = _moments(process, side, times, lam, rows, k + ahead, space, published)
+        scale = gain[rows][:, None]
+        if space == "rho":  # d(x / alpha) = noise drho: no exponential is left
+            scale = process.alpha(times[rows + 1])[:, None] * width
+        elif space == "index":
+            scale = first[rows][:, None]
+        weights = interpolation((nodes - begin) / width, moments) * scale
+        out[rows[:, None], torch.arange(k + ahead)] = weights
+    return carry, out
+
+
+def _moments(
+    process: Process,
+    side: Side,
+    times: Tensor,
+    lam: Tensor,
+    rows: Tensor,
+    k: int,
+    space: Variable,
+    published: tuple[int, ...],
+) -> Tensor:
+    """The integrals of u^p, p < k, over the step, u = 0 at its start and 1 at its end."""
+    powers = torch.arange(k, dtype=torch.float64)
+    h = (lam[rows + 1] - lam[rows])[:, None]
+    z = KAPPA[side] * h
+    if space in ("rho", "index"):
+        return (1.0 / (powers + 1.0)).expand(len(rows), k)
+    if space == "lam":
+        factorial = (torch.lgamma(powers + 1.0)).exp().round()
+        exact = torch.cat([phi(p + 1, z) for p in range(k)], -1) * factorial
+        if k in published:
+            exact[:, -1] = (exact[:, 0] if k == 2 else exact[:, -1]) / 2.0
+        return exact
+    x, w = _gauss_legendre()
+    inside = process.time(lam[rows][:, None] + h * x)
+    u = (inside - times[rows][:, None]) / (times[rows + 1] - times[rows])[:, None]
+    density = w * ((1.0 - x) * z).exp()
+    return torch.stack([(density * u**p).sum(-1) for p in range(k)], -1)
+
+
+@cache
+def _gauss_legendre(points: int = 32) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(points)
+    return torch.from_numpy(0.5 * (x + 1.0)), torch.from_numpy(0.5 * w)
+
+
+def multistep(
+    process: Process,
+    side: Side,
+    s: Tensor,
+    t: Tensor,
+    order: int,
+    space: Variable = "lam",
+    start: Start = "ramp",
+    published: tuple[int, ...] = (),
+) -> list[Step]:
+    """The steps from times s to t (N,) of the method that integrates the polynomial through `order` predictions.
+
+    Prediction i is kept in slot i mod order; single-step starts use order - 2 slots more (`slots_of`).
+    """
+    carry, table = tables(process, side, torch.cat([s, t[-1:]]), order, space, published)
+    singles = order - 1 if start == "single" and order > 2 else 0
+    steps: list[Step] = []
+    for i in range(min(singles, len(s))):
+        steps += single_step(process, side, order - 1, s[i : i + 1], t[i : i + 1], slots=(i, order, order + 1))
+    numbers = [c.tolist() for c in (s, t, carry, table)]
+    for i, (a, b, on_x, row) in enumerate(zip(*numbers, strict=True)):
+        if i >= singles:
+            on_m: list[Term] = [(("m", (i - j) % order), c) for j, c in enumerate(row) if c != 0.0]
+            steps.append(Step(a, b, (evaluate(a, READING[side], i % order),), ((X, on_x), *on_m)))
+    return steps
+
+
+def slots_of(order: int, start: Start) -> int:
+    """History slots that `multistep` uses."""
+    return order + (order - 2 if start == "single" and order > 2 else 0)

@@ -1,0 +1,140 @@
+"""ExpEuler and ExpHeun: the printed formulas, what they equal and what the book says they equal but do not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fokker.errors import ConfigError
+from fokker.process import EDM, VP, Flow, Process, Trig
+from fokker.solvers import DDIM, DPM, Euler, ExpEuler, ExpHeun, Heun, Solver
+
+from .oracle import F64, execute, gaussian, gaussian_map, mixture, quantile_starts, slopes
+from .test_exponential import Polynomial, bent
+from .test_exponential_orders import observed
+
+PROCESSES = [VP(), EDM(), Flow(), Trig()]
+IDS = {"ids": lambda c: type(c).__name__}
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    assert float(((got - want).abs() / (1.0 + want.abs())).max()) < 2e-14
+
+
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["sample", "encode"])
+@pytest.mark.parametrize("process", PROCESSES, **IDS)
+def test_the_printed_steps(process: Process, back: bool) -> None:
+    """Eq. 9.1.7 with f and g^2 / (2 sigma), its x0 form with sigma' / sigma; Eq. 9.4.14 with c_1, c_2."""
+    oracle = mixture(process)
+    pair = torch.tensor([0.6, 0.3] if not back else [0.3, 0.6], dtype=F64) * process.T
+    s, t = pair
+    x, step = quantile_starts(oracle, float(s)), t - s
+    a_s, a_t, sig_s, sig_t = process.alpha(s), process.alpha(t), process.sigma(s), process.sigma(t)
+    x0, noise = oracle.pair(x, float(s))
+
+    def frozen(rate: Tensor, n: Tensor) -> Tensor:
+        return (rate * step).exp() * x + (torch.expm1(rate * step) / rate if float(rate) else step) * n
+
+    close(execute(ExpEuler().plan(process, pair), oracle, x), frozen(process.f(s), process.g2(s) / (2 * sig_s) * noise))
+    slope = process.d_sigma(s) / sig_s
+    want = frozen(slope, a_s * (process.f(s) - slope) * x0)
+    close(execute(ExpEuler("x0").plan(process, pair), oracle, x), want)
+    close(execute(ExpEuler("velocity").plan(process, pair), oracle, x), execute(Euler().plan(process, pair), oracle, x))
+
+    h = process.lam(t) - process.lam(s)
+    for reading, ratio in (("noise", a_t / a_s), ("x0", sig_t / sig_s)):
+        e = ratio.log()
+        c1, c2 = ((e.exp() - 1) / e, (e.exp() - 1 - e) / e**2) if float(e) else (1.0, 0.5)
+        index, on_s, on_t = (0, a_s, a_t) if reading == "x0" else (1, -sig_s, -sig_t)
+        first = on_s * (x0, noise)[index]
+        p = ratio * x + h * c1 * first
+        want = p + h * c2 * (on_t * oracle.pair(p, float(t))[index] - first)
+        got = execute(ExpHeun(reading).plan(process, pair), oracle, x)  # type: ignore[arg-type]
+        assert float(((got - want).abs() / (1.0 + want.abs())).max()) < 1e-13
+    close(
+        execute(ExpHeun("velocity").plan(process, pair), oracle, x), execute(Heun("lam").plan(process, pair), oracle, x)
+    )
+
+
+def test_exp_euler_is_not_ddim() -> None:
+    """Eq. 9.1.7 freezes f and g^2 / sigma, DDIM integrates them: a local gap of second order; none where f = 0."""
+    vp, oracle = VP(), mixture(VP())
+    x = quantile_starts(oracle, 0.5)
+    gaps = []
+    for step in (0.2, 0.1, 0.05):
+        pair = torch.tensor([0.5, 0.5 - step], dtype=F64)
+        gaps.append(rms(execute(ExpEuler().plan(vp, pair), oracle, x) - execute(DDIM().plan(vp, pair), oracle, x)))
+    assert gaps == pytest.approx([0.1000, 0.0194, 0.0042], rel=0.02)
+    edm, oracle = EDM(), mixture(EDM())
+    x = quantile_starts(oracle, float(bent(edm)[0]))
+    close(execute(ExpEuler().plan(edm, bent(edm)), oracle, x), execute(DDIM().plan(edm, bent(edm)), oracle, x))
+
+
+def test_exp_heun_is_dpm_solver_2_up_to_third_order() -> None:
+    """The book's Observation 9.4.1 says "exactly equivalent": every pair differs, by O(h^3) in one step."""
+    vp, oracle = VP(), mixture(VP())
+    pairs: list[tuple[Solver, Solver]] = [
+        (ExpHeun(), DPM(2, published=True)),
+        (ExpHeun(), ExpHeun("x0")),
+        (ExpHeun("velocity"), DPM(2, published=True)),
+    ]
+    printed = [5.04e-3, 7.12e-3, 4.70e-3]
+    for (one, two), first in zip(pairs, printed, strict=True):
+        gaps = []
+        for h in (0.4, 0.2, 0.1, 0.05):
+            pair = vp.time(torch.tensor([0.0, h], dtype=F64))
+            x = quantile_starts(oracle, float(pair[0]))
+            gaps.append(rms(execute(one.plan(vp, pair), oracle, x) - execute(two.plan(vp, pair), oracle, x)))
+        assert gaps[0] == pytest.approx(first, rel=0.01)
+        assert slopes(gaps)[-1] == pytest.approx(3.0, abs=0.1)
+
+
+def test_exact_where_l_is_constant() -> None:
+    """EDM: x0 has L = -1 in lam, so that affine x0 is integrated exactly; noise has L = 0."""
+    edm, x = EDM(), torch.tensor([[0.3], [-1.0]], dtype=F64)
+    grid = bent(edm, 3)
+    for coefficients, exact in (([0.4, -0.7], True), ([0.4, -0.7, 0.3], False)):
+        model = Polynomial(edm, "data", coefficients)
+        want = model.solve(x, float(grid[0]), float(grid[-1]))
+        gap = float((execute(ExpHeun("x0").plan(edm, grid), model, x) - want).abs().max() / want.abs().max())
+        assert gap < 1e-13 if exact else gap > 1e-4
+
+
+ROWS: list[tuple[str, Any, int]] = [
+    *[(line, ExpEuler(), 96) for line in ("vp", "edm", "flow-inner")],
+    *[(line, ExpEuler("x0"), 64) for line in ("vp", "trig-inner")],
+    *[(line, ExpHeun(), 96) for line in ("vp", "edm", "flow-inner", "trig-inner")],
+    *[(line, ExpHeun("x0"), 64) for line in ("vp", "edm", "flow-inner", "trig-inner")],
+    ("vp", ExpHeun("velocity"), 96),
+]
+
+
+@pytest.mark.parametrize(("line", "solver", "steps"), ROWS, ids=str)
+def test_orders(line: str, solver: Solver, steps: int) -> None:
+    slope, last = observed(line, solver, steps)
+    assert slope == pytest.approx(solver.order, abs=0.15), last
+
+
+def test_ends() -> None:
+    flow, start = Flow(), torch.tensor([1.0, 0.5, 0.0], dtype=F64)
+    for solver in (ExpEuler(), ExpHeun(), ExpHeun("x0")):
+        with pytest.raises(ConfigError, match="singular at time 1"):
+            solver.plan(flow, start)
+    point, x = gaussian(flow, 0.7, 0.0), torch.ones(1, 1, dtype=F64)
+    assert float(execute(ExpEuler("x0").plan(flow, start), point, x)) == pytest.approx(0.7, abs=1e-15)
+    with pytest.raises(ConfigError, match="singular at time 0"):
+        ExpEuler("x0").plan(flow, start.flip(0))
+    with pytest.raises(ConfigError, match=r"ExpEuler\.reading"):
+        ExpEuler(reading="v")
+    vp, oracle = VP(), gaussian(VP(), 0.3, 0.25)
+    up = torch.linspace(0.05, 0.9, 200, dtype=F64)
+    got = execute(ExpHeun().plan(vp, up), oracle, x)
+    assert math.isclose(float(got), float(gaussian_map(oracle, x, 0.05, 0.9)), abs_tol=1e-3)
