@@ -3,7 +3,21 @@
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
-from .grid import Grid, Karras, Quadratic, Times, UniformLam, UniformT, as_grid
+from .grid import (
+    Angle,
+    Beta,
+    Grid,
+    Karras,
+    Leading,
+    Linspace,
+    Quadratic,
+    Shift,
+    Times,
+    Trailing,
+    UniformLam,
+    UniformT,
+    as_grid,
+)
 from .plan import Plan, Stage, Step
 from .rk import RK4, Euler, Heun
 from .run import bind, run
@@ -13,18 +27,24 @@ __all__ = [
     "DDIM",
     "RK4",
     "Ancestral",
+    "Angle",
+    "Beta",
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
     "Grid",
     "Heun",
     "Karras",
+    "Leading",
+    "Linspace",
     "Plan",
     "Quadratic",
+    "Shift",
     "Solver",
     "Stage",
     "Step",
     "Times",
+    "Trailing",
     "UniformLam",
     "UniformT",
     "as_grid",
