@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, FileError
-from .sample import _component
+from .grids import GRIDS, parse_component, read_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ def evaluate(
     solver: Annotated[str | None, typer.Option(help="As in fokker sample.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
     nfe: Annotated[int | None, typer.Option(help="In place of steps: the most network evaluations allowed.")] = None,
-    grid: Annotated[str | None, typer.Option(help="t, lam, karras, quadratic.")] = None,
+    grid: Annotated[str | None, typer.Option(help=GRIDS)] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples per network call.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the samples, of the rows compared, and of the intervals.")] = 0,
@@ -77,8 +77,9 @@ def evaluate(
     if samples is None:
         denoiser = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         defaults = Sampling(**recipe["sampling"]) if "sampling" in recipe else None
-        keys = {"guidance": guidance, "grid": grid, "steps": steps, "nfe": nfe}
-        keys |= {"solver": None if solver is None else _component(solver), "seed": seed, "batch_size": batch_size}
+        keys = {"guidance": guidance, "grid": read_grid(grid), "steps": steps, "nfe": nfe}
+        way = None if solver is None else parse_component(solver, "--solver")
+        keys |= {"solver": way, "seed": seed, "batch_size": batch_size}
         x, labels, drawn = _draw(denoiser, defaults, train, n, keys)
         about["sampling"] = drawn
     else:

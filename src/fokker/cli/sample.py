@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from ..errors import ConfigError, FileError, closest
+from .grids import GRIDS, parse_component, read_grid
 
 if TYPE_CHECKING:
     from ..data import Codec
@@ -28,7 +28,7 @@ def sample(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
     nfe: Annotated[int | None, typer.Option(help="In place of steps: the most network evaluations allowed.")] = None,
-    grid: Annotated[str | None, typer.Option(help="t, lam, karras, quadratic.")] = None,
+    grid: Annotated[str | None, typer.Option(help=GRIDS)] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
     indices: Annotated[str | None, typer.Option(help="Only the samples A:B of the seed (B is not drawn).")] = None,
     label: Annotated[str | None, typer.Option(help="A class, by number or name; default: all in turn.")] = None,
@@ -87,8 +87,8 @@ def sample(
         None if defaults is None else Sampling(**defaults),
         cond=_condition(denoiser, info.get("classes", []), label, cond),
         guidance=guidance,
-        solver=None if solver is None else _component(solver),
-        grid=grid,
+        solver=None if solver is None else parse_component(solver, "--solver"),
+        grid=read_grid(grid),
         steps=steps,
         nfe=nfe,
     )
@@ -235,18 +235,3 @@ def _label(label: str | None, count: int, names: list[str]) -> int | None:
         return int(label)
     numbers = f"0 to {count - 1}"
     raise ConfigError(f"--label: given {label!r}; allowed: {numbers}{'; ' + closest(label, names) if names else ''}")
-
-
-def _component(text: str) -> Any:
-    """`ddim:eta=0.5,...` as a recipe."""
-    kind, _, rest = text.partition(":")
-    values: dict[str, Any] = {"kind": kind}
-    for item in filter(None, rest.split(",")):
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--solver: given {text!r}; fields are written kind:name=value,name=value")
-        try:
-            values[name.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):  # YAML takes 2024-13-45 for a date
-            raise ConfigError(f"--solver: given {text!r}; {value!r} is no value") from None
-    return values
