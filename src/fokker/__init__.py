@@ -17,6 +17,7 @@ _HOME = {
     "objectives": ("Denoising",),
     "sampling": ("diffuse", "encode", "sample", "trajectory"),
     "train": ("fit", "load", "resume", "save"),
+    "tuning": ("optimise_grid",),
     "registry": ("register",),
 }
 _MODULES = ("data", "exact", "guidance", "metrics", "nets", "noise", "objectives", "process", "solvers", "train")
@@ -52,6 +53,7 @@ __all__ = [
     "nets",
     "noise",
     "objectives",
+    "optimise_grid",
     "process",
     "register",
     "resume",
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from .registry import register
     from .sampling import diffuse, encode, sample, trajectory
     from .train import fit, load, resume, save
+    from .tuning import optimise_grid
 
 
 def __getattr__(name: str) -> Any:

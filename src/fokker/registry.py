@@ -68,6 +68,12 @@ KINDS: dict[str, dict[str, str]] = {
         "lam": "fokker.solvers:UniformLam",
         "karras": "fokker.solvers:Karras",
         "quadratic": "fokker.solvers:Quadratic",
+        "cosine": "fokker.solvers:Angle",
+        "beta": "fokker.solvers:Beta",
+        "shift": "fokker.solvers:Shift",
+        "leading": "fokker.solvers:Leading",
+        "linspace": "fokker.solvers:Linspace",
+        "trailing": "fokker.solvers:Trailing",
         "times": "fokker.solvers:Times",
     },
     "solver": {

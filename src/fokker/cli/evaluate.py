@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, FileError
-from .options import component
+from .grids import GRIDS, parse_component, read_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ def evaluate(
     solver: Annotated[str | None, typer.Option(help="As in fokker sample.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
     nfe: Annotated[int | None, typer.Option(help="In place of steps: the most network evaluations allowed.")] = None,
-    grid: Annotated[str | None, typer.Option(help="t, lam, karras, quadratic.")] = None,
+    grid: Annotated[str | None, typer.Option(help=GRIDS)] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples per network call.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the samples, of the rows compared, and of the intervals.")] = 0,
@@ -87,7 +87,8 @@ def evaluate(
         denoiser = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         codec = build("codec", info["codec"]) if info.get("codec") else None
         defaults = Sampling(**recipe["sampling"]) if "sampling" in recipe else None
-        options = {"guidance": guidance, "grid": grid, "steps": steps, "nfe": nfe, "solver": component(solver)}
+        options = {"guidance": guidance, "grid": read_grid(grid), "steps": steps, "nfe": nfe}
+        options["solver"] = None if solver is None else parse_component(solver, "--solver")
         way, labels = _way(denoiser, codec, defaults, train, n, seed, options)
         about["sampling"] = _told(way)
     else:

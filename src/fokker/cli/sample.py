@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, FileError, closest
-from .options import component
+from .grids import GRIDS, parse_component, read_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ def sample(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
     nfe: Annotated[int | None, typer.Option(help="In place of steps: the most network evaluations allowed.")] = None,
-    grid: Annotated[str | None, typer.Option(help="t, lam, karras, quadratic.")] = None,
+    grid: Annotated[str | None, typer.Option(help=GRIDS)] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
     indices: Annotated[str | None, typer.Option(help="Only the samples A:B of the seed (B is not drawn).")] = None,
     label: Annotated[str | None, typer.Option(help="A class, by number or name; default: all in turn.")] = None,
@@ -95,8 +95,8 @@ def sample(
         None if defaults is None else Sampling(**defaults),
         cond=_condition(denoiser, info.get("classes", []), label, cond),
         guidance=guidance,
-        solver=component(solver),
-        grid=grid,
+        solver=None if solver is None else parse_component(solver, "--solver"),
+        grid=read_grid(grid),
         steps=steps,
         nfe=nfe,
     )

@@ -5,7 +5,21 @@ from .base import Solver, steps_for_nfe
 from .ddim import DDIM
 from .deis import DEIS
 from .dpm import DPM, DPMpp
-from .grid import Grid, Karras, Quadratic, Times, UniformLam, UniformT, as_grid
+from .grid import (
+    Angle,
+    Beta,
+    Grid,
+    Karras,
+    Leading,
+    Linspace,
+    Quadratic,
+    Shift,
+    Times,
+    Trailing,
+    UniformLam,
+    UniformT,
+    as_grid,
+)
 from .plan import Plan, Stage, Step
 from .pndm import PNDM
 from .rk import RK4, Euler, Heun
@@ -21,6 +35,8 @@ __all__ = [
     "PNDM",
     "RK4",
     "Ancestral",
+    "Angle",
+    "Beta",
     "DPMpp",
     "EDMStochastic",
     "Euler",
@@ -30,12 +46,16 @@ __all__ = [
     "Grid",
     "Heun",
     "Karras",
+    "Leading",
+    "Linspace",
     "Plan",
     "Quadratic",
+    "Shift",
     "Solver",
     "Stage",
     "Step",
     "Times",
+    "Trailing",
     "UniPC",
     "UniformLam",
     "UniformT",

@@ -2,6 +2,8 @@
 
 `to_zero` asks for a grid whose last time is 0, reached by one x0 step from the last evaluation. Grids that cannot
 place 0 (uniform lam) spend N - 1 steps down to `stop` and the last one from there; Karras' published grid does too.
+Those that can (uniform t, trailing, cosine, beta, shift) go to 0 in N steps of their own kind, as long as the last
+evaluation is not below `stop`; beyond that they too keep the last step for the way from `stop`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from scipy.special import betaincinv
 from torch import Tensor
 
 from ..component import Array, component
@@ -18,7 +21,22 @@ from ..errors import ConfigError
 from ..process import Process
 from ..registry import build
 
-__all__ = ["Grid", "Karras", "Quadratic", "Times", "UniformLam", "UniformT", "as_grid", "check_times"]
+__all__ = [
+    "Angle",
+    "Beta",
+    "Grid",
+    "Karras",
+    "Leading",
+    "Linspace",
+    "Quadratic",
+    "Shift",
+    "Times",
+    "Trailing",
+    "UniformLam",
+    "UniformT",
+    "as_grid",
+    "check_times",
+]
 
 
 class Grid:
@@ -49,17 +67,60 @@ class Grid:
         raise NotImplementedError
 
 
-@component
-class UniformT(Grid):
-    """Equal steps in t. With `to_zero` straight to 0, as long as the last evaluation is not below `stop`."""
+class _Whole(Grid):
+    """Base of grids whose coordinate is finite at time 0."""
 
     def times(self, process: Process, steps: int, start: float, stop: float, to_zero: bool) -> Tensor:
-        if to_zero and start / steps >= stop * (1.0 - 1e-9):
-            return self._pinned(process, steps, start, 0.0)
+        if to_zero:
+            times = self._pinned(process, steps, start, 0.0)
+            if bool(times[-2] >= stop * (1.0 - 1e-9)):
+                return times
         return super().times(process, steps, start, stop, to_zero)
+
+
+@component
+class UniformT(_Whole):
+    """Equal steps in t. With `to_zero` straight to 0, as long as the last evaluation is not below `stop`."""
 
     def _place(self, process: Process, u: Tensor, start: float, stop: float) -> Tensor:
         return start + (stop - start) * u
+
+
+@component
+class Trailing(UniformT):
+    """t_i = start (1 - i / N), DDPM's "trailing" spacing, unrounded: `UniformT` under the name the field gives it.
+
+    Of the three spacings the one to use: its first time is the start, whatever N (Lin et al. 2023, Table 2).
+    """
+
+
+@component
+class Linspace(Grid):
+    """t_i = start + (stop - start) i / (N - 1), then 0: DDPM's "linspace" spacing (iDDPM's), unrounded.
+
+    Its last evaluation is at `stop` whatever N. Without the step to 0 it is `UniformT`.
+    """
+
+    def _place(self, process: Process, u: Tensor, start: float, stop: float) -> Tensor:
+        return start + (stop - start) * u
+
+
+@component
+class Leading(Grid):
+    """t_i = stop + (N - 1 - i) start / N, then 0: DDPM's "leading" spacing, unrounded.
+
+    For DiscreteVP these are the indices n = (N - 1 - i) steps / N of the published DDIM and DDPM code. The first time
+    falls short of the start by start / N - stop, where the prior is not the law of the state (Lin et al. 2023,
+    Sec. 3.3): for reproducing published numbers. With more than start / stop steps it is `Linspace`.
+    """
+
+    def times(self, process: Process, steps: int, start: float, stop: float, to_zero: bool) -> Tensor:
+        evaluations = steps if to_zero else steps + 1
+        gap = start / evaluations
+        if evaluations > 1:
+            gap = min(gap, (start - stop) / (evaluations - 1))
+        times = (stop + gap * torch.arange(evaluations - 1, -1, -1, dtype=torch.float64)).clamp(max=start)
+        return torch.cat([times, torch.zeros(1, dtype=torch.float64)]) if to_zero else times
 
 
 @component
@@ -95,6 +156,58 @@ class Quadratic(Grid):
     def _place(self, process: Process, u: Tensor, start: float, stop: float) -> Tensor:
         root: Tensor = math.sqrt(start) + (math.sqrt(stop) - math.sqrt(start)) * u
         return root**2
+
+
+@component
+class Angle(_Whole):
+    """Equal steps in the angle atan(sigma / alpha): the cosine schedule's times, in any process.
+
+    Where alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Nichol & Dhariwal 2021; Salimans & Ho 2022) it is uniform t.
+    """
+
+    def _place(self, process: Process, u: Tensor, start: float, stop: float) -> Tensor:
+        first, last = (math.atan2(float(process.sigma(t)), float(process.alpha(t))) for t in (start, stop))
+        return process.time(-(first + (last - first) * u).tan().log())
+
+
+@component
+class Beta(_Whole):
+    """t = stop + (start - stop) F^{-1}(1 - u), u in equal steps, F the law Beta(a, b) (Lee et al. 2024).
+
+    Below 1 the times crowd at the ends: a at the clean one, b at the noisy one; a = b = 1 is uniform t.
+
+    Args:
+        a, b: in [0.3, 100] (below, neighbouring times would be equal in float64).
+    """
+
+    a: Annotated[float, Field(ge=0.3, le=100.0)] = 0.6
+    b: Annotated[float, Field(ge=0.3, le=100.0)] = 0.6
+
+    def _place(self, process: Process, u: Tensor, start: float, stop: float) -> Tensor:
+        return start - (start - stop) * torch.from_numpy(betaincinv(self.b, self.a, u.numpy()))
+
+
+@component
+class Shift(_Whole):
+    """Equal steps in flow time, then shifted: tau -> m tau / (1 + (m - 1) tau) (Esser et al. 2024, SD3, Eq. 23).
+
+    tau = sigma / (alpha + sigma) is the time of `Flow` with the same lam, so that the grid is one for every process;
+    shifting subtracts log m from lam. SD3 takes m = 3, or sqrt(pixels / pixels of the training).
+
+    Args:
+        shift: m; 1 is uniform in flow time, above 1 spends more steps at the noisy end.
+    """
+
+    shift: Annotated[float, Field(gt=0)] = 3.0
+
+    def _place(self, process: Process, u: Tensor, start: float, stop: float) -> Tensor:
+        first, last = (self._flow_time(process, t) for t in (start, stop))
+        tau = first + (last - first) * u
+        return process.time(torch.log1p(-tau) - tau.log() - math.log(self.shift))
+
+    def _flow_time(self, process: Process, t: float) -> float:
+        sigma = float(process.sigma(t))
+        return sigma / (sigma + self.shift * float(process.alpha(t)))
 
 
 @component

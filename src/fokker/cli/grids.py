@@ -1,0 +1,63 @@
+"""What `--grid` may say: a kind, with fields as in karras:rho=5, or a file of times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError, FileError
+
+__all__ = ["GRIDS", "parse_component", "read_grid"]
+
+GRIDS = "t, lam, karras, quadratic, cosine, beta, shift, leading, linspace, trailing; fields as in karras:rho=5; or a "
+GRIDS += "FILE of times, as fokker tune writes it."
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def parse_component(text: str, option: str) -> dict[str, Any]:
+    """`ddim:eta=0.5,...` as a recipe. Raises ConfigError that names `option`."""
+    kind, _, rest = text.partition(":")
+    values: dict[str, Any] = {"kind": kind}
+    for item in filter(None, rest.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{option}: given {text!r}; fields are written kind:name=value,name=value")
+        try:
+            values[name.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError):  # YAML takes 2024-13-45 for a date
+            raise ConfigError(f"{option}: given {text!r}; {value!r} is no value") from None
+    return values
+
+
+def read_grid(text: str | None) -> Any:
+    """What `--grid` names, as a recipe; None stays None.
+
+    A file holds a grid's recipe (kind and fields) or the times alone, decreasing, in YAML or JSON.
+
+    Raises:
+        ConfigError, FileError: no such grid; a file that is missing or holds no grid.
+    """
+    from ..registry import build, spec
+
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        given = parse_component(text, "--grid")
+        build("grid", given)  # a wrong name is said before anything is read
+        return given
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not YAML or JSON"
+        raise FileError(f"--grid: {path} cannot be read ({why})") from None
+    if not isinstance(found, list) and not (isinstance(found, dict) and "kind" in found):
+        raise FileError(f"--grid: {path} must hold a list of times or a mapping with a kind, as fokker tune writes it")
+    try:
+        return spec(
+            build("grid", {"kind": "times", "values": found} if isinstance(found, list) else found), inline=2**20
+        )
+    except ConfigError as error:
+        raise FileError(f"--grid: {path}: {error}") from None
