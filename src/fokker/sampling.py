@@ -14,7 +14,7 @@ from .errors import ConfigError
 from .prediction import Denoiser
 from .process import Process, expand
 from .registry import build
-from .solvers import DDIM, Grid, Solver, Times, UniformLam, as_grid, bind, run, steps_for_nfe
+from .solvers import DDIM, Grid, Solver, Times, UniformLam, as_grid, steps_for_nfe
 from .solvers.grid import check_times
 from .solvers.run import AfterStep, Callback
 
@@ -106,14 +106,13 @@ def trajectory(
 ) -> tuple[Tensor, Tensor]:
     """`sample` with every state kept: (times (N+1,), states (N+1, n, *shape)); fewer if the callback stopped early.
 
-    Arguments as in `sample`.
+    Arguments as in `sample`. Solvers that take several steps a grid interval (Langevin, restarts) give as many states.
     """
     job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
-    times = job.grid_times(solver, steps, nfe, grid, final)
     states: list[Tensor] = []
-    job.settle(job.inward(times), cond)
+    job.settle(job.inward(job.grid_times(solver, steps, nfe, grid, final)), cond)
     job.run(slice(0, job.n), callback=callback, states=states)
-    return times[: len(states)], torch.stack(states)
+    return torch.tensor(job.times[: len(states)], dtype=torch.float64), torch.stack(states)
 
 
 def encode(
@@ -233,8 +232,7 @@ class _Job:
 
     def settle(self, times: Tensor, cond: Any) -> None:
         """Compile and bind the plan, once for all parts."""
-        self.plan = self.solver.plan(self.process, times)
-        self.bound = bind(self.plan, self.denoiser, self.device, self.dtype)
+        self.times, self.carry = self.solver.prepare(self.denoiser, times, self.device, self.dtype)
         self.cond = repeat_cond(cond, self.n)
 
     def run(
@@ -255,7 +253,7 @@ class _Job:
         if self.x is not None:
             start = self.x.to(self.device, self.dtype)[rows]
         else:
-            noisy = float(self.plan.times[0])
+            noisy = self.times[0]
             start = self.process.prior(self.shape, seed=seed, t=noisy, dtype=self.dtype, indices=index)
 
         def draw(step: int, k: int) -> Tensor:
@@ -263,9 +261,7 @@ class _Job:
 
         tracked = start.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None
         with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
-            result = run(
-                self.bound,
-                self.denoiser,
+            result = self.carry(
                 start,
                 cond=_take(self.cond, rows),
                 draw=draw,

@@ -4,7 +4,9 @@ from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
 from .grid import Grid, Karras, Quadratic, Times, UniformLam, UniformT, as_grid
+from .langevin import AnnealedLangevin, PredictorCorrector
 from .plan import Plan, Stage, Step
+from .restart import Restart
 from .rk import RK4, Euler, Heun
 from .run import bind, run
 from .sde import EDMStochastic, EulerMaruyama
@@ -13,6 +15,7 @@ __all__ = [
     "DDIM",
     "RK4",
     "Ancestral",
+    "AnnealedLangevin",
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
@@ -20,7 +23,9 @@ __all__ = [
     "Heun",
     "Karras",
     "Plan",
+    "PredictorCorrector",
     "Quadratic",
+    "Restart",
     "Solver",
     "Stage",
     "Step",
