@@ -77,7 +77,7 @@ def test_samples_are_refined_at_strong_order_1(solver: Solver) -> None:
 
     ends = [end(n) for n in (40, 80, 160, 320)]
     errors = [float((a - b).square().mean().sqrt()) for a, b in itertools.pairwise(ends)]
-    assert errors[-1] < 0.03 and slopes(errors)[-1] == pytest.approx(1.0, abs=0.1), errors
+    assert errors[-1] < 0.03 and slopes(errors)[-1] == pytest.approx(1.0, abs=0.15), errors
     apart = float((end(160, False) - end(80, False)).square().mean().sqrt())
     assert apart > 10 * errors[-1]
 
