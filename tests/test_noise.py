@@ -298,3 +298,13 @@ def test_wrong_arguments_are_named():
         with pytest.raises(ConfigError, match=f"draw: given {draw}"):
             noise.normal(0, torch.arange(2), (1,), draw=draw)
     assert noise.normal(0, torch.arange(2), (1,), draw=2**32 - 1).isfinite().all()
+
+
+def test_many_draws_at_once_are_those_draws() -> None:
+    """M draws in one call, (M, B, *shape), bit for bit; one seed per sample as well."""
+    index, numbers = torch.tensor([4, 0, 9]), torch.tensor([5, 0, 2**24 + 3])
+    for seed in (7, [1, 2, 3]):
+        for shape in ((), (5,), (2, 3)):
+            many = noise.normal(seed, index, shape, draw=numbers, domain="brownian")
+            each = torch.stack([noise.normal(seed, index, shape, draw=int(d), domain="brownian") for d in numbers])
+            assert torch.equal(many, each) and many.shape == (3, 3, *shape)

@@ -93,18 +93,20 @@ def _key(seed: Seed, device: torch.device) -> tuple[Tensor | int, Tensor | int]:
     return seeds & _MASK, seeds >> 32 & _MASK
 
 
-def _words(seed: Seed, index: Tensor, count: int, draw: int, domain: str) -> Tensor:
-    """(B, 4 ceil(count / 4)) 32-bit words; word j of a sample does not depend on `count`."""
+def _words(seed: Seed, index: Tensor, count: int, draw: int | Tensor, domain: str) -> Tensor:
+    """(B, 4 ceil(count / 4)) 32-bit words, or (M, B, ...) for M draws; word j does not depend on `count`."""
     if index.ndim != 1:
         raise ConfigError(f"index: given shape {tuple(index.shape)}, must be (B,), one number per sample")
-    if not 0 <= draw < 2**32:
+    if isinstance(draw, Tensor):
+        draw = draw.to(index.device)[:, None, None]
+    elif not 0 <= draw < 2**32:
         raise ConfigError(f"draw: given {draw}, must lie in [0, 2^32)")
     device = index.device
     block = torch.arange((count + 3) // 4, device=device, dtype=torch.int64)[None, :]
     rows = index.to(torch.int64)[:, None] & _MASK
     zero = torch.zeros_like(block)
     counter = (block + 0 * rows, rows + zero, zero + draw, zero + DOMAINS[domain])
-    return torch.stack(philox(counter, _key(seed, device)), dim=-1).flatten(1)
+    return torch.stack(philox(counter, _key(seed, device)), dim=-1).flatten(-2)
 
 
 def uniform(
@@ -129,7 +131,7 @@ def normal(
     index: Tensor,
     shape: Sequence[int],
     *,
-    draw: int = 0,
+    draw: int | Tensor = 0,
     domain: str = "sampler",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -139,13 +141,13 @@ def normal(
         seed: one integer (64 bits are used), or one per sample.
         index: which samples, integers in [0, 2^32).
         shape: the event's shape.
-        draw: which draw of a sample: step << 8 | k.
+        draw: which draw of a sample: step << 8 | k; M integers (M,) give (M, B, *shape).
         domain: a key of `DOMAINS`; draws of different domains are independent.
         dtype: float32 or float64; the same words serve both.
     """
     count = math.prod(shape)
     words = _words(seed, index, count, draw, domain)
-    first, second = words[:, 0::2], words[:, 1::2]
+    first, second = words[..., 0::2], words[..., 1::2]
     # u = (w + 1/2) 2^-32 rounds to 1 in float32 for the largest words; there log u is taken as log1p(-(1 - u)).
     near_one = first >= 0x80000000
     small = torch.where(near_one, _MASK - first, first).to(dtype).add_(0.5).mul_(2.0**-32)
@@ -153,7 +155,7 @@ def normal(
     radius = log_u.mul_(-2.0).sqrt_()
     angle = second.to(dtype).add_(0.5).mul_(2.0 * math.pi * 2.0**-32)
     pair = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
-    return pair.flatten(1)[:, :count].reshape(len(index), *shape)
+    return pair.flatten(-2)[..., :count].reshape(*words.shape[:-1], *shape)
 
 
 def permutation(seed: int, n: int, epoch: int = 0) -> Tensor:
@@ -183,15 +185,24 @@ def brownian(
     ticks = (times.double().cpu().clamp(0.0, 1.0) * 2**_DEPTH).round().long().tolist()
     known: dict[int, Tensor] = {0: torch.zeros(len(index), *shape, dtype=dtype, device=index.device)}
     known[2**_DEPTH] = normal(seed, index, shape, draw=1, domain="brownian", dtype=dtype)
+    levels: list[set[int]] = [set() for _ in range(_DEPTH + 1)]  # the nodes needed, by distance from their parents
+    for tick in ticks:
+        levels[min(_trailing(tick), _DEPTH)].add(tick)
+    for depth in range(_DEPTH):
+        half = 1 << depth
+        for tick in levels[depth]:
+            for parent in (tick - half, tick + half):
+                levels[min(_trailing(parent), _DEPTH)].add(parent)
+    for depth in reversed(range(_DEPTH)):
+        nodes, half = sorted(levels[depth]), 1 << depth
+        if nodes:
+            numbers = torch.tensor([(1 << _DEPTH - depth) + (tick >> depth) for tick in nodes])
+            draws = normal(seed, index, shape, draw=numbers, domain="brownian", dtype=dtype)
+            for tick, draw in zip(nodes, draws.mul_(math.sqrt(0.5 * half / 2**_DEPTH)), strict=True):
+                known[tick] = 0.5 * (known[tick - half] + known[tick + half]) + draw
+    return torch.stack([known[tick] for tick in ticks])
 
-    def value(tick: int) -> Tensor:
-        if tick not in known:
-            half = tick & -tick  # the lowest set bit: the node's distance from both of its parents
-            level = _DEPTH - half.bit_length() + 1
-            node = (1 << level) + (tick >> (_DEPTH - level))
-            draw = normal(seed, index, shape, draw=node, domain="brownian", dtype=dtype)
-            std = math.sqrt(0.5 * half / 2**_DEPTH)
-            known[tick] = 0.5 * (value(tick - half) + value(tick + half)) + std * draw
-        return known[tick]
 
-    return torch.stack([value(tick) for tick in ticks])
+def _trailing(tick: int) -> int:
+    """How many zero bits a number ends with; many for 0."""
+    return (tick & -tick).bit_length() - 1 if tick else 64

@@ -91,6 +91,9 @@ KINDS: dict[str, dict[str, str]] = {
         "ancestral": "fokker.solvers:Ancestral",
         "euler-maruyama": "fokker.solvers:EulerMaruyama",
         "edm-stochastic": "fokker.solvers:EDMStochastic",
+        "predictor-corrector": "fokker.solvers:PredictorCorrector",
+        "annealed-langevin": "fokker.solvers:AnnealedLangevin",
+        "restart": "fokker.solvers:Restart",
     },
     "data": {
         "moons": "fokker.data:Moons",

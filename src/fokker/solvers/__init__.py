@@ -20,8 +20,10 @@ from .grid import (
     UniformT,
     as_grid,
 )
+from .langevin import AnnealedLangevin, PredictorCorrector
 from .plan import Plan, Stage, Step
 from .pndm import PNDM
+from .restart import Restart
 from .rk import RK4, Euler, Heun
 from .run import bind, run
 from .sde import EDMStochastic, EulerMaruyama
@@ -36,6 +38,7 @@ __all__ = [
     "RK4",
     "Ancestral",
     "Angle",
+    "AnnealedLangevin",
     "Beta",
     "DPMpp",
     "EDMStochastic",
@@ -49,7 +52,9 @@ __all__ = [
     "Leading",
     "Linspace",
     "Plan",
+    "PredictorCorrector",
     "Quadratic",
+    "Restart",
     "Shift",
     "Solver",
     "Stage",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..prediction import Denoiser
 from ..process import Process
 from .grid import Grid, check_times
 from .plan import Plan, Step, to_data
+from .run import bind, run
 
 __all__ = ["Solver", "steps_for_nfe"]
 
@@ -40,11 +44,8 @@ class Solver:
         """The steps from times s to times t (equal shapes (N,), float64, t > 0)."""
         raise NotImplementedError
 
-    def plan(self, process: Process, times: Tensor) -> Plan:
-        """The plan on `times` (N + 1,): decreasing towards data, or increasing to encode.
-
-        A last time of 0 is reached by `to_data`. Raises ConfigError for times the solver cannot use.
-        """
+    def checked(self, process: Process, times: Tensor) -> Tensor:
+        """The times in float64. Raises ConfigError where the solver cannot run through them."""
         times = torch.as_tensor(times, dtype=torch.float64)
         increasing = check_times(times, process)
         if increasing and self.stochastic:
@@ -53,12 +54,27 @@ class Solver:
             raise ConfigError(f"{self} is singular at time {process.T:g}, where alpha = 0: start at {process.t_max:g}")
         if increasing and self.open_data and bool(process.sigma(times[0]) == 0.0):
             raise ConfigError(f"{self} is singular at time 0, where sigma = 0: start at {process.t_min:g}")
+        return times
+
+    def plan(self, process: Process, times: Tensor) -> Plan:
+        """The plan on `times` (N + 1,): decreasing towards data, or increasing to encode.
+
+        A last time of 0 is reached by `to_data`. Raises ConfigError for times the solver cannot use.
+        """
+        times = self.checked(process, times)
         zero = bool(times[-1] == 0.0)
         inner = times[:-1] if zero else times
         steps = self.steps(process, inner[:-1], inner[1:]) if len(inner) > 1 else []
         if zero:
             steps.append(to_data(float(times[-2])))
         return Plan(tuple(steps), self.slots).pruned()
+
+    def prepare(
+        self, denoiser: Denoiser, times: Tensor, device: torch.device, dtype: torch.dtype
+    ) -> tuple[tuple[float, ...], Callable[..., Tensor]]:
+        """The times of the states it passes, and what carries states through them, called as `run` without a plan."""
+        plan = self.plan(denoiser.process, times)
+        return plan.times, partial(run, bind(plan, denoiser, device, dtype), denoiser)
 
 
 def steps_for_nfe(
