@@ -172,7 +172,7 @@ def test_the_same_seed_at_any_n_and_nearly_at_any_batch_size(call: Call, runs: P
     assert np.array_equal(drawn(7, 4), full[:7])  # same bits for any n at one batch size: the last batch is padded
     assert np.array_equal(drawn(5, 4), full[:5])
     assert np.array_equal(drawn(10, 64), drawn(70, 64)[:10])  # also where n is less than a batch
-    for batch in (1, 3, 10, 64):  # other shapes, other rounding: the same samples, not always the same bits
+    for batch in (1, 3, 10):  # other shapes, other rounding: the same samples, not always the same bits
         assert np.allclose(drawn(10, batch), full, rtol=1e-4, atol=1e-5)
     assert not np.isclose(drawn(10, 4, seed=2), full).any()
 

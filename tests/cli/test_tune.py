@@ -119,7 +119,7 @@ def test_defaults_are_the_recipes_and_json_will_do(call: Call, run: Path) -> Non
 
 def test_sample_reads_files_of_times_and_fields(call: Call, run: Path) -> None:
     values = torch.linspace(1, 0, 101, dtype=torch.float64).tolist()  # more than a header would hold inline
-    labels, keys = torch.arange(3) % 2, {"n": 3, "solver": DDIM(), "batch_size": 3, "pad": True}
+    labels, keys = torch.arange(3) % 2, {"n": 3, "solver": DDIM(), "batch_size": 64, "pad": True}
     for name, text in (("a.yaml", yaml.safe_dump(values)), ("b.json", json.dumps({"kind": "times", "values": values}))):
         Path(name).write_text(text)
         assert call("sample", run, "--grid", name, "--solver", "ddim", "-n", 3, "-o", f"{name}.npy").code == 0
