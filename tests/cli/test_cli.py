@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -441,3 +442,14 @@ def test_autoencoder_and_training_among_its_latents(call: Call, monkeypatch: pyt
     monkeypatch.chdir("elsewhere")
     sampled = call("sample", "../run", "--n", 3, "--steps", 1, "-o", "x.npy")
     assert sampled.code == 0 and sampled.err == "" and np.load("x.npy").shape[0] == 3
+
+
+def test_a_warning_is_one_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warnings.showwarning", warnings.showwarning)  # put back afterwards
+    for i in range(12):
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_text("no picture")
+    small = ["data={kind: folder, path: ., size: 8, channels: 1, holdout: 0}", "net=mlp"]
+    result = call("info", "moons", *small)
+    assert result.code == 0
+    assert result.err == "fokker: warning: Folder .: 1 pictures cannot be decoded and are skipped: broken.png\n"

@@ -6,6 +6,9 @@ A user's mistake is one line on standard error and exit code 2, never a tracebac
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..errors import FokkerError
@@ -19,6 +22,8 @@ def main() -> None:
 
     from .app import app
 
+    plain = warnings.showwarning
+    warnings.showwarning = lambda *said, **more: _warn(plain, *said, **more)
     # Typer brings its own copy of click in recent versions; its exceptions are found through one it exports.
     usage_error: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
     try:
@@ -38,3 +43,11 @@ def main() -> None:
             print(f"fokker: {message} (see fokker {'' if where == 'fokker' else where + ' '}--help)", file=sys.stderr)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _warn(plain: Callable[..., None], message: Warning | str, category: type, filename: str, *rest: Any) -> None:
+    """A warning of fokker's own in one line; anyone else's as Python shows it."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        print(f"fokker: warning: {message}", file=sys.stderr)
+    else:
+        plain(message, category, filename, *rest)
