@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fokker.denoiser import NetDenoiser
 from fokker.nets import DiT, UNet, count
 from fokker.objectives import Denoising
-from fokker.train.ema import EMA
+from fokker.train.ema import Averages, Constant
 
 SHAPE = (3, 32, 32)
 Loss = Callable[[Tensor, int], Tensor]
@@ -94,7 +94,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=1e-4)
-        self.average, self.done = EMA(self.net, 0.999), 0
+        self.average, self.done = Averages(dict(self.net.named_parameters()), Constant(0.999)), 0
 
     def step(self, x0: Tensor) -> None:
         """One update."""
@@ -104,7 +104,7 @@ class Runner:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        self.average.update(self.net, self.done)
+        self.average.update(self.done)
         self.done += 1
 
     def round(self, x0: Tensor, steps: int) -> None:
