@@ -6,10 +6,9 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,32 +22,10 @@ from fokker.metrics import train_classifier
 from fokker.solvers import DDIM, Ancestral
 from fokker.train import load, read_header, recipe_names
 
+from .calling import Call, Result
+
 TINY = ["-q", "train.steps=3", "train.batch=8", "net={kind: mlp, width: 8, depth: 1}", "data.n=50", "sampling.n=4"]
 TINY = [*TINY, "sampling.steps=2", "objective.cond_dropout=0.2"]
-
-
-class Result(NamedTuple):
-    code: Any
-    out: str
-    err: str
-
-
-Call = Callable[..., Result]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """`fokker ...` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["fokker", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return Result(stop.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
 """`fokker evaluate`: the numbers are the library's, nothing is overwritten, one line for every mistake."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,35 +10,12 @@ from PIL import Image
 
 import fokker as fk
 from fokker import noise
-from fokker.cli import main
 from fokker.metrics import evaluate
 from fokker.train import load
 from fokker.train.drawing import draw
 from fokker.train.recipe import Sampling
 
-
-class Result(NamedTuple):
-    code: Any
-    out: str
-    err: str
-
-
-Call = Callable[..., Result]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """`fokker ...` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["fokker", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return Result(stop.value.code, *capsys.readouterr())
-
-    return run
+from .calling import Call
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import fokker as fk
-from fokker.cli import main
 from fokker.data import Number, TableCodec, to_uint8
 from fokker.files import file_digest
 from fokker.guidance import CFG
@@ -29,31 +28,9 @@ from fokker.train import load
 from fokker.train.drawing import class_count, draw, settle
 from fokker.train.recipe import Sampling
 
+from .calling import Call, Result
+
 KEYS: dict[str, Any] = {"solver": "heun", "grid": "t", "steps": 2}
-
-
-class Result(NamedTuple):
-    code: Any
-    out: str
-    err: str
-
-
-Call = Callable[..., Result]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """`fokker ...` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["fokker", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return Result(stop.value.code, *capsys.readouterr())
-
-    return run
 
 
 def model(path: Path, net: torch.nn.Module, shape: tuple[int, ...], info: dict[str, Any]) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,38 +12,15 @@ import torch
 import yaml
 
 import fokker as fk
-from fokker.cli import main
 from fokker.guidance import CFG
 from fokker.solvers import DDIM, Heun, Karras, Times
 from fokker.train import load, read_header
 from fokker.tuning import Trial, named_grids, optimise_grid
 
+from .calling import Call
+
 TINY = ["train.steps=3", "train.batch=8", "net={kind: mlp, width: 8, depth: 1}", "data.n=50", "sampling.n=4"]
 TINY = [*TINY, "sampling.steps=7", "objective.cond_dropout=0.2", "sampling.solver=heun"]
-
-
-class Result(NamedTuple):
-    code: Any
-    out: str
-    err: str
-
-
-Call = Callable[..., Result]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """`fokker ...` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["fokker", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return Result(stop.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
