@@ -30,13 +30,13 @@ from torch import Tensor
 from ..component import Array, component
 from ..denoiser import repeat_cond, take_cond
 from ..errors import ConfigError
-from ..prediction import Denoiser, Prediction
+from ..prediction import Denoiser, Prediction, coefficients, reading
 from ..process import Process
 from ..registry import resolves
 from .base import Solver
 from .ddim import DDIM
 from .norms import squares
-from .plan import Coef, Plan, Reg, Stage, X, evaluate, to_data
+from .plan import Coef, Plan, Reg, Stage, X, evaluate
 from .run import Draw
 
 __all__ = ["Picard", "PicardSolution"]
@@ -176,7 +176,7 @@ class Picard(Solver):
         return _Table(denoiser, self.form, _rows(self._inner, self.plan(denoiser.process, times)))
 
     def _trapezoid(self, process: Process, times: Tensor) -> tuple[list[_Row], Stage | None]:
-        """The rows of (2), and the evaluation at their end; a last time of 0 is reached by `to_data`, as always."""
+        """The rows of (2), and the evaluation at their end; a last time of 0 is reached by x0, as always."""
         times = self.checked(process, times)
         zero = bool(times[-1] == 0.0)
         inner = times[:-1] if zero else times
@@ -190,7 +190,8 @@ class Picard(Solver):
         end = float(inner[-1])
         if not zero:
             return rows, evaluate(end, READ[self.form])
-        return [*rows, _Row(end, 0.0, to_data(end).stages[0], 0.0, {0: 1.0})], None
+        on_x, on_m = (float(c) for c in coefficients(process, end, reading(READ[self.form]), reading("x0")))
+        return [*rows, _Row(end, 0.0, evaluate(end, READ[self.form]), on_x, {0: on_m})], None
 
     def _run(
         self, table: _Table, denoiser: Denoiser, x: Tensor, cond: Any, draw: Draw | None, states: list[Tensor] | None
@@ -198,18 +199,19 @@ class Picard(Solver):
         """All rounds. Windows are kept on the CPU: how far the nodes moved is all that comes back from the device."""
         batch, count, last, ahead = len(x), len(table.times) - 1, len(table.asked) - 1, int(self.trapezoid)
         cond, noise, asked = repeat_cond(cond, batch), table.noise(x, draw), table.asked.to(x.device)
+        width = min(self.window, count)
         nodes = x[:, None].repeat(1, count + 1, *[1] * (x.ndim - 1))  # right of `reach` never read
         m = torch.zeros_like(nodes[:, : last + 1])
         limit = (self.tol * table.deviation).square() * x[0].numel()
         left, reach, stuck, rounds, nfe = torch.zeros(5, batch, dtype=torch.int64)
         while len(own := (left < count).nonzero()[:, 0]):
             # evaluate the windows' nodes; those that enter have the value of the right edge
-            span = left[own, None] + torch.arange(self.window + ahead)
+            span = left[own, None] + torch.arange(width + ahead)
             k, j = (span <= last).nonzero(as_tuple=True)
             b, n = own[k], span[k, j]
             nfe += torch.bincount(b, minlength=batch)
             asking = torch.stack([b, n, torch.minimum(n, reach[b])])
-            missing = batch * (self.window + ahead) - len(b) if self.pad else 0
+            missing = batch * min(width + ahead, last + 1) - len(b) if self.pad else 0
             b, n, seen = torch.cat([asking, asking[:, -1:].expand(3, missing)], 1).to(x.device)
             at = nodes[b, seen]
             found = table.evaluation(denoiser, at, asked[n], n, take_cond(cond, b))
@@ -217,7 +219,7 @@ class Picard(Solver):
             m[b[:kept], n[:kept]] = found[:kept].to(m.dtype)
 
             # step from the left ends: x_{n+1} = carry x_n + (Phi - carry x_n)_old
-            span = left[own, None] + torch.arange(self.window)
+            span = left[own, None] + torch.arange(width)
             inside, span = span < count, span.clamp(max=count - 1)
             edge = reach[own, None]
             places = torch.stack([own[:, None].expand_as(span), span, span.minimum(edge), (span + 1).minimum(edge)])
@@ -226,7 +228,7 @@ class Picard(Solver):
             carry = table.gather(table.carry, n, old)
             rest = table.step(b, n, old, m, noise) - carry * old
             total, totals = nodes[b[:, 0], n[:, 0]], []
-            for j in range(self.window):
+            for j in range(width):
                 total = torch.addcmul(rest[:, j], carry[:, j], total)
                 totals.append(total)
             new = torch.stack(totals, 1)
