@@ -329,7 +329,7 @@ class _Table:
         self.deviation = torch.hypot(process.alpha(at), process.sigma(at))
         stages = [row.stage for row in rows] + ([] if closing is None else [closing])
         self.asked = torch.tensor([stage.time for stage in stages], dtype=torch.float64)
-        self.reading = [_stack(list(column)) for column in zip(*(_weights(denoiser, s) for s in stages), strict=True)]
+        self.reading = [Array(weight) for weight in _weights(denoiser, stages, self.asked)]
         self.on_x = _stack([_value(row.on_x) for row in rows])
         self.bias = _stack([_value(row.bias) for row in rows]) if any(row.bias != 0.0 for row in rows) else None
         offsets = sorted({o for row in rows for o in row.on_m})
@@ -371,14 +371,15 @@ class _Table:
         return out if noise is None else out + noise[b, n]
 
 
-def _weights(denoiser: Denoiser, stage: Stage) -> list[Tensor]:
-    """What multiplies the state and the denoiser's own reading(s) in m = p y + q reading, by asking for it."""
-    assert stage.time is not None
-    state, one, two = torch.eye(3, dtype=torch.float64)
-    if denoiser.reading is None:
-        said = Prediction(denoiser.process, state, stage.time, x0=one, noise=two)
-    else:
-        said = Prediction(denoiser.process, state, stage.time, other=(denoiser.reading, one))
-    p, q = (_value(c) for c in stage.affine)
-    on_x, *rest = (q * w for w in said.read(stage.reading))
-    return [p + on_x, *(rest if denoiser.reading is None else rest[:1])]
+def _weights(denoiser: Denoiser, stages: list[Stage], at: Tensor) -> list[Tensor]:
+    """What multiplies the state and each of the denoiser's own readings in m = p y + q reading: (K,) or (K, *event)."""
+    parts = 2 if denoiser.reading is not None else 3
+    found = torch.zeros(parts, len(stages), dtype=torch.float64)
+    for name in {stage.reading for stage in stages}:
+        rows = torch.tensor([n for n, stage in enumerate(stages) if stage.reading == name])
+        for i, (state, *said) in enumerate(torch.eye(parts, dtype=torch.float64)[:, :, None].expand(-1, -1, len(rows))):
+            own = {"other": (denoiser.reading, *said)} if parts == 2 else {"x0": said[0], "noise": said[1]}
+            found[i, rows] = Prediction(denoiser.process, state, at[rows], **own).read(name)
+    p, q = (_stack([_value(stage.affine[i]) for stage in stages]).value for i in (0, 1))
+    on_x, *rest = (q * w.reshape(-1, *[1] * (q.ndim - 1)) for w in found)
+    return [p.reshape(-1, *[1] * (on_x.ndim - p.ndim), *p.shape[1:]) + on_x, *rest]
