@@ -13,6 +13,7 @@ from torch import Tensor
 import fokker as fk
 from fokker.cli.grids import parse_component
 from fokker.component import Array
+from fokker.denoiser import NetDenoiser
 from fokker.errors import ConfigError
 from fokker.noise import normal
 from fokker.process import EDM, VP, Flow, Process, Trig
@@ -390,6 +391,20 @@ def test_conditions_go_with_their_samples() -> None:
     x, times = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)), torch.linspace(0.9, 0.1, 9)
     one = Picard(tol=0.0).solve(denoiser, x, times, cond=1).x
     assert float((one - execute(DDIM().plan(Trig(), times), denoiser, x, cond=1)).abs().max()) < 1e-5
+
+
+def test_networks_guided_or_seen_in_another_process() -> None:
+    torch.manual_seed(0)
+    net = fk.nets.MLP(2, width=16, depth=1, classes=3).double()
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    inner = NetDenoiser(net, "ddpm", predict="v", time="integer", shape=(2,))
+    for denoiser in (fk.guidance.CFG(inner, 2.0), inner.to_process(Trig()), fk.guidance.Clipped(inner)):
+        keys: dict[str, Any] = {"n": 4, "steps": 12, "cond": torch.tensor([1, 0, 2, 1]), "dtype": F64}
+        want = fk.sample(denoiser, solver=DPMpp(2), **keys)
+        got = fk.sample(denoiser, solver=Picard(DPMpp(2), window=4, tol=0.0), **keys)
+        assert float((got - want).abs().max()) < 1e-11 * float(want.abs().max())
+        assert float((want - fk.sample(denoiser, solver=DPMpp(2), **(keys | {"cond": 0}))).abs().max()) > 1e-3
 
 
 def test_gradients_are_the_solvers() -> None:

@@ -65,6 +65,7 @@ class PicardSolution:
 class Picard(Solver):
     """ParaDiGMS: a solver's steps in parallel, fewer rounds for more evaluations; every sample has a window of its own.
 
+    Worth it where a call takes about as long for a window of states as for one: few samples, or a model far away.
     `sample(nfe=...)` counts the evaluations of the solver alone; what is made in truth `solve` tells. Memory: all nodes
     and evaluations of a batch are kept, and the noise of a stochastic solver. One host synchronisation a round.
 
@@ -276,7 +277,7 @@ def _rows(solver: Solver, plan: Plan) -> list[_Row]:
     for n, step in enumerate(plan.steps):
         stage = step.stages[0]
         if any(callable(c) for c in (*stage.affine, *(c for _, c in step.out))):
-            raise ConfigError(f"Picard.solver: given {solver}, whose coefficients depend on the state")
+            raise ConfigError(f"Picard.solver: given {solver}, whose coefficients depend on the state: run it alone")
         assert stage.keep is not None
         written[stage.keep] = n
         sums: dict[Reg, Coef] = {}
