@@ -307,14 +307,10 @@ def _stack(values: list[Tensor]) -> Array:
 
 
 def _divisor(process: Process, times: Tensor, form: Form) -> Tensor:
-    """c of (1) at the nodes; at an end where it is 0, that of the next node (any positive one has the fixed point)."""
+    """c of (1) at the nodes."""
     if form == "x":
         return torch.ones_like(times)
-    c = (process.alpha if form == "rho" else process.sigma)(times).clone()
-    for end, near in ((0, 1), (-1, -2)):
-        if bool(c[end] == 0.0):
-            c[end] = c[near] if bool(c[near] > 0.0) else 1.0
-    return c
+    return process.alpha(times) if form == "rho" else process.sigma(times)
 
 
 class _Table:
@@ -326,7 +322,7 @@ class _Table:
         self.rows = rows
         at = torch.tensor(self.times, dtype=torch.float64)
         c = _divisor(process, at, form)
-        self.carry = _stack(list(c[1:] / c[:-1]))
+        self.carry = Array((c[1:] / c[:-1]).nan_to_num(nan=1.0, posinf=1.0))  # any finite number has the fixed point
         self.deviation = torch.hypot(process.alpha(at), process.sigma(at))
         stages = [row.stage for row in rows] + ([] if closing is None else [closing])
         self.asked = torch.tensor([stage.time for stage in stages], dtype=torch.float64)
