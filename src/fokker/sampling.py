@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import noise as philox
-from .denoiser import repeat_cond
+from .denoiser import repeat_cond, take_cond
 from .errors import ConfigError
 from .prediction import Denoiser
 from .process import Process, expand
@@ -272,7 +272,7 @@ class _Job:
         with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
             result = self.carry(
                 start,
-                cond=_take(self.cond, rows),
+                cond=take_cond(self.cond, rows),
                 draw=draw,
                 callback=callback,
                 after_step=after_step,
@@ -290,17 +290,6 @@ def device_of(denoiser: Denoiser) -> torch.device:
         parameter = next(inner.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
     return torch.device("cpu")
-
-
-def _take(cond: Any, rows: Tensor) -> Any:
-    if isinstance(cond, dict):
-        return {name: _take(value, rows) for name, value in cond.items()}
-    if isinstance(cond, (list, tuple)):
-        return type(cond)(_take(value, rows) for value in cond)
-    if not isinstance(cond, Tensor):
-        return cond
-    value = cond.to(rows.device)
-    return value[rows]
 
 
 def _track(parts: list[slice], progress: bool | Callable[[int], object]) -> Iterator[slice]:

@@ -21,6 +21,7 @@ from .grid import (
     as_grid,
 )
 from .langevin import AnnealedLangevin, PredictorCorrector
+from .picard import Picard, PicardSolution
 from .plan import Plan, Stage, Step
 from .pndm import PNDM
 from .restart import Restart
@@ -51,6 +52,8 @@ __all__ = [
     "Karras",
     "Leading",
     "Linspace",
+    "Picard",
+    "PicardSolution",
     "Plan",
     "PredictorCorrector",
     "Quadratic",
