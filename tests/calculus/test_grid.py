@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from scipy.sparse import linalg
 from torch import Tensor
 
 from fokker import exact
@@ -157,11 +158,9 @@ def test_without_noise_mass_moves_upwind() -> None:
 
 
 def test_an_equation_that_does_not_change_is_factorised_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fokker.calculus import grid as module
-
     made: list[int] = []
-    inner = module.splu
-    monkeypatch.setattr(module, "splu", lambda A: made.append(1) or inner(A))
+    inner = linalg.splu
+    monkeypatch.setattr(linalg, "splu", lambda A: made.append(1) or inner(A))
     box = Grid((-4.0,), (4.0,), (40,))
     start = box.tabulate(exact.Gaussian([0.0], 0.5).log_prob)
     forward(OU(), box).solve(start, [0.0, 1.0], substeps=10)

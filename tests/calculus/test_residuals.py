@@ -201,6 +201,9 @@ def test_weak_form_by_quadrature() -> None:
     lap_p = laplacian(lambda x: view.log_prob(x, t).exp(), axis).value
     left, right = (laplacian(phi, axis).value * p).sum() * h, (phi(axis) * lap_p).sum() * h
     assert abs(left - right) < 1e-12 and abs(left + right) > 1e-2
+    field = lambda x: x**2 * view.log_prob(x, t).exp()[:, None]  # noqa: E731
+    turned = (gradient(phi, axis) * field(axis)).sum() * h  # <grad u, v> = -<u, div v> (seed 003, Thm 1.3)
+    assert abs(turned + (phi(axis) * divergence(field, axis).value).sum() * h) < 1e-12 and abs(turned) > 1e-2
     rate = density_rate(view.score, view.drift, view.noise, axis, t).value
     change = (phi(axis) * p * rate).sum() * h  # d/dt E[phi], not 0
     assert abs(change) > 1e-3
