@@ -177,6 +177,24 @@ def test_reverse_sde_has_the_data_s_law_and_the_printed_sign_explodes() -> None:
             assert end.var() > 100
 
 
+def test_the_gaussian_reverse_step_is_the_true_kernel_with_kl_of_slope_2() -> None:
+    """p(x_t | x_s) against N(x - (f - g^2 s) h, g^2 h) at s = t + h (book Sec. 4.5.2); g^2 / 2 is no reverse step."""
+    law, s = exact.GaussianMixture([0.3, 0.7], [[-2.0], [1.5]], [0.16, 0.36]), 0.4
+    misses, wrong = [], []
+    for h in (0.02, 0.01, 0.005, 0.0025):
+        step = math.sqrt(float(P.g2(s)) * h)
+        x = torch.tensor([[-0.3]], dtype=F64)
+        y = x + step * torch.linspace(-9, 9, 1201, dtype=F64)[:, None]
+        truth = law.at(P, s).reverse(x.expand(1201, 1), s - h).log_prob(y)
+        for push, kept in ((1.0, misses), (0.5, wrong)):
+            centre = x - (P.f(s) * x - push * P.g2(s) * law.at(P, s).score(x)) * h
+            guess = -0.5 * ((y - centre) / step).square().sum(1) - math.log(step * math.sqrt(2 * math.pi))
+            kept.append(float((truth.exp() * (truth - guess)).sum() * step * 18 / 1200))
+    slopes = [math.log2(a / b) for a, b in pairwise(misses)]
+    assert 1.92 < slopes[0] < slopes[1] < slopes[2] < 2.0
+    assert math.log2(wrong[-2] / wrong[-1]) < 1.4 and wrong[-1] > 4 * misses[-1]
+
+
 def test_the_denoiser_is_a_martingale_along_the_reverse_sde() -> None:
     """E[D(x_t, t) | x_s] = D(x_s, s) by the exact reverse kernel; alpha_t-blind guesses are not martingales."""
     law = exact.GaussianMixture([0.4, 0.6], [[-1.0, 0.5], [1.0, -0.3]], [0.1, 0.3])

@@ -240,6 +240,8 @@ def test_lipschitz_of_two_points_and_along_a_path() -> None:
             lambda x: divergence(linear, x, probes=torch.ones(2, 3)),
             r"probes: given shape \(2, 3\), must be \(K, 6, 3\)",
         ),
+        (lambda x: divergence(linear, x, probes=torch.ones(0, 6, 3)), r"given shape \(0, 6, 3\).* with K >= 1"),
+        (lambda x: divergence(linear, x, probes=torch.tensor(1.0)), r"given shape \(\)"),
         (lambda x: divergence(lambda x: x[:, :2], x), r"field: given \(6, 3\) it returns \(6, 2\)"),
         (lambda x: lipschitz(linear, x, iterations=0), "iterations: given 0"),
         (lambda x: lipschitz_along(score, torch.ones(2), x[None]), "states: given 1 for 2 times"),
