@@ -26,6 +26,7 @@ from .pndm import PNDM
 from .restart import Restart
 from .rk import RK4, Euler, Heun
 from .run import bind, run
+from .sa import SA
 from .sde import EDMStochastic, EulerMaruyama
 from .semilinear import ExpEuler, ExpHeun
 from .unipc import UniPC
@@ -36,6 +37,7 @@ __all__ = [
     "DPM",
     "PNDM",
     "RK4",
+    "SA",
     "Ancestral",
     "Angle",
     "AnnealedLangevin",
