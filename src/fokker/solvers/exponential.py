@@ -81,9 +81,7 @@ def carry_of(process: Process, side: Side, s: Tensor, t: Tensor, eta: float = 0.
     return carry * (eta**2 * (process.lam(s) - process.lam(t))).exp() if eta and side == "data" else carry
 
 
-def gain_of(
-    process: Process, side: Side, s: Tensor, t: Tensor, h: Tensor, eta: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def gain_of(process: Process, side: Side, s: Tensor, t: Tensor, h: Tensor, eta: float = 0.0) -> tuple[Tensor, Tensor]:
     """(gain, gain phi_1) of a step of h from s to t; gain is 0 where h is infinite, the second is finite there."""
     a, factor = (process.alpha, 1.0) if side == "data" else (process.sigma, 1.0 + eta**2)
     c = (1.0 + eta**2) * (a(t) if side == "data" else -a(t))
@@ -156,9 +154,7 @@ def single_step(
     if order == 1:
         drawn = spread_of(process, side, s, t, eta)[:, None] if eta else s.new_zeros(len(s), 0)
         table = zip(s.tolist(), t.tolist(), torch.stack([carry, first], -1).tolist(), drawn.tolist(), strict=True)
-        return [
-            Step(a, b, (evaluate(a, reading, slots[0]),), _terms(on, slots, z), len(z)) for a, b, on, z in table
-        ]
+        return [Step(a, b, (evaluate(a, reading, slots[0]),), _terms(on, slots, z), len(z)) for a, b, on, z in table]
     r1, r2 = nodes or ((0.5, 1.0) if order == 2 else (1 / 3, 2 / 3))
     inner = [(r, t if r == 1.0 else process.time(process.lam(s) + r * h)) for r in (r1, r2)[: order - 1]]
     noises = _path(process, side, s, [*inner, (2.0, t)], eta) if eta else [s.new_zeros(len(s), 0)] * order

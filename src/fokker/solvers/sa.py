@@ -30,8 +30,9 @@ __all__ = ["SA"]
 class SA(Solver):
     """Solver of dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dw; one evaluation a step.
 
-    Weak order 2 (1 at order 1 without corrector), strong order 1. Without corrector and at eta = 1 it is
-    DPMpp(sde=True), at eta = 0 DPMpp; with it, at eta = 0, UniPC.
+    Weak order 2 (1 at order 1 without corrector), strong order 1. Without corrector it is DPMpp at eta = 0 and
+    DPMpp(sde=True) at eta = 1; with it, at eta = 0, UniPC. Little noise suits few steps: measured with exact denoisers,
+    eta = 0.5 is as accurate at 10 to 20 evaluations as the flow's own solvers, eta = 1 from about 40 on.
 
     Args:
         order: predictions that are interpolated, 1 to 3; the order grows with the history.
@@ -40,7 +41,7 @@ class SA(Solver):
     """
 
     order: Annotated[int, Field(ge=1, le=3)] = 3
-    eta: Annotated[float, Field(ge=0.0)] = 1.0
+    eta: Annotated[float, Field(ge=0.0)] = 0.5
     corrector: bool = True
     open_data = True
 
