@@ -50,7 +50,7 @@ def tables(
         published: numbers of nodes (2, 3) at which the literature's weights are taken instead of the exact ones: at 2
             (1 + r/2, -r/2) phi_1, r = h / h_before; at 3 the second derivative without its factor 2.
         ahead: 1 for a corrector.
-        eta: amount of noise, with space "lam" or "t" (see `exponential`).
+        eta: amount of noise, with space "lam" (see `exponential`).
     """
     s, t, lam = times[:-1], times[1:], process.lam(times)
     h = lam[1:] - lam[:-1]
