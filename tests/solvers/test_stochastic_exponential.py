@@ -170,6 +170,18 @@ def test_special_cases() -> None:
             assert 1e-7 < near < 1e-1  # sigma sqrt(2 h) eta
 
 
+def test_single_starts_draw_their_noise() -> None:
+    """start="single" at order 3 takes two steps by the single-step method of order 2, draws and all."""
+    times = UniformLam().times(VP(), 4, 1.0, 0.1, False)
+    for cls in (DPM, DPMpp):
+        steps = cls(order=3, variant="M", start="single", sde=True).plan(VP(), times).steps
+        want = cls(order=2, variant="S", sde=True).plan(VP(), times).steps
+        for one, two in zip(steps[:2], want, strict=False):
+            assert [c for _, c in one.out] == [c for _, c in two.out] and one.draws == two.draws == 2
+            assert [c for _, c in one.stages[1].terms] == [c for _, c in two.stages[1].terms]
+        assert [step.draws for step in steps[2:]] == [1, 1]
+
+
 def moments(solver: Solver, line: str, steps: int, data: tuple[float, float] = (0.7, 0.25)) -> tuple[float, float]:
     """Relative errors of mean and variance from the exact start, uniform lam."""
     process, begin, end = LINES[line]
