@@ -88,6 +88,7 @@ KINDS: dict[str, dict[str, str]] = {
         "exp-heun": "fokker.solvers:ExpHeun",
         "pndm": "fokker.solvers:PNDM",
         "unipc": "fokker.solvers:UniPC",
+        "sa": "fokker.solvers:SA",
         "ancestral": "fokker.solvers:Ancestral",
         "euler-maruyama": "fokker.solvers:EulerMaruyama",
         "edm-stochastic": "fokker.solvers:EDMStochastic",

@@ -27,6 +27,7 @@ from .pndm import PNDM
 from .restart import Restart
 from .rk import RK4, Euler, Heun
 from .run import bind, run
+from .sa import SA
 from .sde import EDMStochastic, EulerMaruyama
 from .semilinear import ExpEuler, ExpHeun
 from .unipc import UniPC
@@ -37,6 +38,7 @@ __all__ = [
     "DPM",
     "PNDM",
     "RK4",
+    "SA",
     "Ancestral",
     "Angle",
     "AnnealedLangevin",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..process import Process
-from .exponential import KAPPA, READING, Side, carry_of, gain_of, interpolation, phi, single_step
+from .exponential import READING, Side, carry_of, gain_of, interpolation, kappa_of, phi, single_step, spread_of
 from .plan import Step, Term, X, evaluate
 
 __all__ = ["Space", "Start", "multistep", "slots_of", "tables"]
@@ -34,6 +34,7 @@ def tables(
     space: Variable = "lam",
     published: tuple[int, ...] = (),
     ahead: int = 0,
+    eta: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """(carry (N,), coefficients (N, order + ahead)) of the steps between N + 1 times, newest node first.
 
@@ -49,10 +50,11 @@ def tables(
         published: numbers of nodes (2, 3) at which the literature's weights are taken instead of the exact ones: at 2
             (1 + r/2, -r/2) phi_1, r = h / h_before; at 3 the second derivative without its factor 2.
         ahead: 1 for a corrector.
+        eta: amount of noise, with space "lam" (see `exponential`).
     """
     s, t, lam = times[:-1], times[1:], process.lam(times)
     h = lam[1:] - lam[:-1]
-    carry, (gain, first) = carry_of(process, side, s, t), gain_of(process, side, s, t, h)
+    carry, (gain, first) = carry_of(process, side, s, t, eta), gain_of(process, side, s, t, h, eta)
     u = {"t": times, "lam": lam, "rho": (-lam).exp(), "index": torch.arange(len(times)).to(times)}[space]
     count = torch.arange(1, len(times)).clamp(max=order)
     finite = torch.isfinite(u) & torch.isfinite(lam)
@@ -65,7 +67,7 @@ def tables(
         rows = (count == k).nonzero()[:, 0]
         nodes = torch.stack([u[rows + 1 - j] for j in range(1 - ahead, k + 1)], -1)
         begin, width = u[rows][:, None], (u[rows + 1] - u[rows])[:, None]
-        moments = _moments(process, side, times, lam, rows, k + ahead, space, published)
+        moments = _moments(process, side, times, lam, rows, k + ahead, space, published, eta)
         scale = gain[rows][:, None]
         if space == "rho":  # d(x / alpha) = noise drho: no exponential is left
             scale = process.alpha(times[rows + 1])[:, None] * width
@@ -85,11 +87,12 @@ def _moments(
     k: int,
     space: Variable,
     published: tuple[int, ...],
+    eta: float = 0.0,
 ) -> Tensor:
     """The integrals of u^p, p < k, over the step, u = 0 at its start and 1 at its end."""
     powers = torch.arange(k, dtype=torch.float64)
     h = (lam[rows + 1] - lam[rows])[:, None]
-    z = KAPPA[side] * h
+    z = kappa_of(side, eta) * h
     if space in ("rho", "index"):
         return (1.0 / (powers + 1.0)).expand(len(rows), k)
     if space == "lam":
@@ -121,21 +124,24 @@ def multistep(
     space: Variable = "lam",
     start: Start = "ramp",
     published: tuple[int, ...] = (),
+    eta: float = 0.0,
 ) -> list[Step]:
     """The steps from times s to t (N,) of the method that integrates the polynomial through `order` predictions.
 
     Prediction i is kept in slot i mod order; single-step starts use order - 2 slots more (`slots_of`).
     """
-    carry, table = tables(process, side, torch.cat([s, t[-1:]]), order, space, published)
+    carry, table = tables(process, side, torch.cat([s, t[-1:]]), order, space, published, eta=eta)
     singles = order - 1 if start == "single" and order > 2 else 0
     steps: list[Step] = []
     for i in range(min(singles, len(s))):
-        steps += single_step(process, side, order - 1, s[i : i + 1], t[i : i + 1], slots=(i, order, order + 1))
-    numbers = [c.tolist() for c in (s, t, carry, table)]
-    for i, (a, b, on_x, row) in enumerate(zip(*numbers, strict=True)):
+        steps += single_step(process, side, order - 1, s[i : i + 1], t[i : i + 1], slots=(i, order, order + 1), eta=eta)
+    spread = spread_of(process, side, s, t, eta)[:, None] if eta else s.new_zeros(len(s), 0)
+    numbers = [c.tolist() for c in (s, t, carry, table, spread)]
+    for i, (a, b, on_x, row, drawn) in enumerate(zip(*numbers, strict=True)):
         if i >= singles:
             on_m: list[Term] = [(("m", (i - j) % order), c) for j, c in enumerate(row) if c != 0.0]
-            steps.append(Step(a, b, (evaluate(a, READING[side], i % order),), ((X, on_x), *on_m)))
+            on_z: list[Term] = [(("z", 0), c) for c in drawn]
+            steps.append(Step(a, b, (evaluate(a, READING[side], i % order),), ((X, on_x), *on_m, *on_z), len(on_z)))
     return steps
 
 
