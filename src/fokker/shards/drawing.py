@@ -104,7 +104,7 @@ class Sharding:
         self.n, self.batch_size, self.shards = n, batch_size, shards(n, size)
         solver, grid = build("solver", "ddim" if solver is None else solver), as_grid("lam" if grid is None else grid)
         if steps is None and nfe is None and not isinstance(grid, Times):
-            steps = DEFAULT_STEPS
+            steps = solver.fixed_steps(final == "x0") or DEFAULT_STEPS
         self.keys = {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}
         self.keys |= {"shape": event}
         settings = {name: spec(value, path=name, inline=2**20) for name, value in self.keys.items()} | dict(about or {})

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..process import Process
 from .base import Solver
 from .exponential import Side, single_step
-from .multistep import Start, multistep, slots_of
+from .multistep import Start, last_order, multistep, slots_of
 from .plan import Step
 
 __all__ = ["DPM", "DPMpp"]
@@ -32,6 +32,7 @@ class _DPM(Solver):
     published: bool
     r1: float | None
     r2: float | None
+    lower_order_final: bool
     side: ClassVar[Side]
 
     def __post_init__(self) -> None:
@@ -40,6 +41,8 @@ class _DPM(Solver):
             raise ConfigError(f"{name}.r1: given {self.r1:g}, but only variant='S' of order 2 or 3 has inner nodes")
         if self.r2 is not None and (self.variant == "M" or self.order < 3):
             raise ConfigError(f"{name}.r2: given {self.r2:g}, but only variant='S' of order 3 has a second inner node")
+        if self.lower_order_final and self.variant == "S":
+            raise ConfigError(f"{name}.lower_order_final: given True, but only variant='M' has it")
         if self.order == 3 and self.variant == "S":
             r1, r2 = self._nodes
             if r1 == r2 or abs(r1 - 2.0 / 3.0) < 1e-9:
@@ -62,11 +65,12 @@ class _DPM(Solver):
     def open_data(self) -> bool:  # type: ignore[override]
         return self.side == "data"
 
-    def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
+    def inner_steps(self, process: Process, s: Tensor, t: Tensor, to_zero: bool) -> list[Step]:
         if self.variant == "S":
             return single_step(process, self.side, self.order, s, t, self._nodes, self.published)
         published = (2, 3) if self.published else ()
-        return multistep(process, self.side, s, t, self.order, "lam", self.start, published)
+        last = last_order(self.lower_order_final, to_zero)
+        return multistep(process, self.side, s, t, self.order, "lam", self.start, published, last)
 
 
 @component
@@ -82,6 +86,7 @@ class DPM(_DPM):
         start: of a multistep method, "ramp" or "single" (see `multistep`); orders above 2 are reached by "single".
         published: coefficients as the literature has them (at order 3 "M" they are of second order only).
         r1, r2: inner nodes of "S" in fractions of the step, in (0, 1]; default 1/2, and 1/3, 2/3 at order 3.
+        lower_order_final: limit the order of a step of "M" to the number of steps left (see `multistep`).
     """
 
     order: Order = 2
@@ -90,6 +95,7 @@ class DPM(_DPM):
     published: bool = False
     r1: Node | None = None
     r2: Node | None = None
+    lower_order_final: bool = False
     side: ClassVar[Side] = "noise"
 
 
@@ -106,6 +112,7 @@ class DPMpp(_DPM):
         start: of a multistep method, "ramp" or "single" (see `multistep`); orders above 2 are reached by "single".
         published: coefficients as the literature has them.
         r1, r2: inner nodes of "S" in fractions of the step, in (0, 1]; default 1/2, and 1/3, 2/3 at order 3.
+        lower_order_final: limit the order of a step of "M" to the number of steps left (see `multistep`).
     """
 
     order: Order = 2
@@ -114,4 +121,5 @@ class DPMpp(_DPM):
     published: bool = False
     r1: Node | None = None
     r2: Node | None = None
+    lower_order_final: bool = False
     side: ClassVar[Side] = "data"

@@ -4,6 +4,9 @@ r"""Exponential multistep methods: the polynomial through stored predictions, in
 
 Starts: "ramp" grows the order with the history (first step DDIM), which limits the asymptotic order to 2 but measures
 better at few steps; "single" takes the first steps by a single-step method of one order less, which keeps the order.
+
+Ends: `last` limits the order of the steps at the end, to `last` on the last of them and one more on each before
+(the literature's "lower_order_final", see `last_order`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from ..process import Process
 from .exponential import KAPPA, READING, Side, carry_of, gain_of, interpolation, phi, single_step
 from .plan import Step, Term, X, evaluate
 
-__all__ = ["Space", "Start", "multistep", "slots_of", "tables"]
+__all__ = ["Space", "Start", "last_order", "multistep", "slots_of", "tables"]
 
 Space = Literal["t", "rho", "lam"]
 Start = Literal["ramp", "single"]
@@ -34,6 +37,7 @@ def tables(
     space: Variable = "lam",
     published: tuple[int, ...] = (),
     ahead: int = 0,
+    last: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(carry (N,), coefficients (N, order + ahead)) of the steps between N + 1 times, newest node first.
 
@@ -49,12 +53,15 @@ def tables(
         published: numbers of nodes (2, 3) at which the literature's weights are taken instead of the exact ones: at 2
             (1 + r/2, -r/2) phi_1, r = h / h_before; at 3 the second derivative without its factor 2.
         ahead: 1 for a corrector.
+        last: the most nodes on the last step, one more on each before; None: no limit.
     """
     s, t, lam = times[:-1], times[1:], process.lam(times)
     h = lam[1:] - lam[:-1]
     carry, (gain, first) = carry_of(process, side, s, t), gain_of(process, side, s, t, h)
     u = {"t": times, "lam": lam, "rho": (-lam).exp(), "index": torch.arange(len(times)).to(times)}[space]
     count = torch.arange(1, len(times)).clamp(max=order)
+    if last is not None:
+        count = torch.minimum(count, last + torch.arange(len(s) - 1, -1, -1))
     finite = torch.isfinite(u) & torch.isfinite(lam)
     count = torch.where(finite[:-1] & finite[1:], torch.minimum(count, finite[:-1].cumsum(0)), 0)
     out = torch.zeros(len(s), order + ahead, dtype=torch.float64)
@@ -121,12 +128,13 @@ def multistep(
     space: Variable = "lam",
     start: Start = "ramp",
     published: tuple[int, ...] = (),
+    last: int | None = None,
 ) -> list[Step]:
     """The steps from times s to t (N,) of the method that integrates the polynomial through `order` predictions.
 
     Prediction i is kept in slot i mod order; single-step starts use order - 2 slots more (`slots_of`).
     """
-    carry, table = tables(process, side, torch.cat([s, t[-1:]]), order, space, published)
+    carry, table = tables(process, side, torch.cat([s, t[-1:]]), order, space, published, last=last)
     singles = order - 1 if start == "single" and order > 2 else 0
     steps: list[Step] = []
     for i in range(min(singles, len(s))):
@@ -137,6 +145,11 @@ def multistep(
             on_m: list[Term] = [(("m", (i - j) % order), c) for j, c in enumerate(row) if c != 0.0]
             steps.append(Step(a, b, (evaluate(a, READING[side], i % order),), ((X, on_x), *on_m)))
     return steps
+
+
+def last_order(lower_order_final: bool, to_zero: bool) -> int | None:
+    """`last` of `tables`: with N steps in all, step i has an order of at most N - i; a step to 0 is one of the N."""
+    return 1 + to_zero if lower_order_final else None
 
 
 def slots_of(order: int, start: Start) -> int:
