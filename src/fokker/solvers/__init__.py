@@ -3,7 +3,7 @@
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
-from .deis import DEIS
+from .deis import DEIS, LMS
 from .dpm import DPM, DPMpp
 from .grid import (
     Angle,
@@ -28,12 +28,14 @@ from .rk import RK4, Euler, Heun
 from .run import bind, run
 from .sde import EDMStochastic, EulerMaruyama
 from .semilinear import ExpEuler, ExpHeun
+from .taylor import Taylor
 from .unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DEIS",
     "DPM",
+    "LMS",
     "PNDM",
     "RK4",
     "Ancestral",
@@ -59,6 +61,7 @@ __all__ = [
     "Solver",
     "Stage",
     "Step",
+    "Taylor",
     "Times",
     "Trailing",
     "UniPC",

@@ -74,7 +74,7 @@ class Solver:
         fixed = self.fixed_steps(zero)
         if fixed is not None and len(times) - 1 != fixed:
             end = "with the one to 0" if zero else "to a last time above 0"
-            raise ConfigError(f"steps: given {len(times) - 1}, but {self} makes {fixed} ({end}): give neither steps nor nfe")
+            raise ConfigError(f"steps: given {len(times) - 1}, but {self} makes {fixed} ({end}): leave steps out")
         inner = times[:-1] if zero else times
         steps = self.inner_steps(process, inner[:-1], inner[1:], zero) if len(inner) > 1 else []
         if zero:

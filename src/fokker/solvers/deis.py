@@ -19,7 +19,7 @@ from .base import Solver
 from .multistep import Space, Start, last_order, multistep, slots_of
 from .plan import Step
 
-__all__ = ["DEIS"]
+__all__ = ["DEIS", "LMS"]
 
 
 @component
@@ -51,3 +51,26 @@ class DEIS(Solver):
     def inner_steps(self, process: Process, s: Tensor, t: Tensor, to_zero: bool) -> list[Step]:
         last = last_order(self.lower_order_final, to_zero)
         return multistep(process, "noise", s, t, self.order, self.space, self.start, last=last)
+
+
+@component
+class LMS(Solver):
+    """The linear multistep method of k-diffusion (Katherine Crowson, after Karras et al. 2022): DEIS in rho.
+
+    x_t / alpha_t = x_s / alpha_s + sum_j C_j noise_{i-j}, C_j the exact integrals of the Lagrange polynomials in
+    rho = sigma / alpha (EDM's sigma). One evaluation a step; the first steps have the order of their history, which
+    limits the asymptotic order to 2: `DEIS(order - 1, "rho", start="single")` keeps it.
+
+    Args:
+        order: predictions used, 1 (DDIM) to 4.
+    """
+
+    order: Annotated[int, Field(ge=1, le=4)] = 4
+    open_start = True
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self.order
+
+    def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
+        return multistep(process, "noise", s, t, self.order, "rho")

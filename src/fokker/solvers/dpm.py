@@ -5,6 +5,7 @@ DPM interpolates the noise, DPMpp the data prediction x0; both single-step ("S")
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -89,14 +90,44 @@ class DPM(_DPM):
         lower_order_final: limit the order of a step of "M" to the number of steps left (see `multistep`).
     """
 
-    order: Order = 2
+    order: Order = 0  # not given: 2, or 3 with nfe
     variant: Variant = "S"
     start: Start = "ramp"
     published: bool = False
     r1: Node | None = None
     r2: Node | None = None
     lower_order_final: bool = False
+    nfe: Annotated[int, Field(ge=1)] | None = None
     side: ClassVar[Side] = "noise"
+
+    def __post_init__(self) -> None:
+        if self.order == 0:
+            object.__setattr__(self, "order", 2 if self.nfe is None else 3)
+        if self.nfe is not None and self.variant == "M":
+            raise ConfigError(f"DPM.nfe: given {self.nfe}, but variant='M' makes one evaluation a step: give steps")
+        super().__post_init__()
+
+    def orders(self, to_zero: bool) -> list[int]:
+        """The orders of the steps that make `nfe` evaluations, without the one to 0."""
+        assert self.nfe is not None
+        left = self.nfe - to_zero
+        orders = [self.order] * (left // self.order) + [left % self.order]
+        if self.order == 3 and left % 3 == 0:
+            orders[-2:] = [2, 1]  # the paper's: a step more, and all are shorter
+        return [order for order in orders if order] if left else []
+
+    def fixed_steps(self, to_zero: bool) -> int | None:
+        return None if self.nfe is None else len(self.orders(to_zero)) + to_zero
+
+    def inner_steps(self, process: Process, s: Tensor, t: Tensor, to_zero: bool) -> list[Step]:
+        if self.nfe is None:
+            return super().inner_steps(process, s, t, to_zero)
+        steps: list[Step] = []
+        for order, group in groupby(range(len(s)), key=self.orders(to_zero).__getitem__):
+            part = list(group)
+            nodes = self._nodes if order == self.order else None
+            steps += single_step(process, self.side, order, s[part], t[part], nodes, self.published)
+        return steps
 
 
 @component
