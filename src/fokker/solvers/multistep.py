@@ -22,7 +22,7 @@ from ..process import Process
 from .exponential import KAPPA, READING, Side, carry_of, gain_of, interpolation, phi, single_step
 from .plan import Step, Term, X, evaluate
 
-__all__ = ["Space", "Start", "last_order", "multistep", "slots_of", "tables"]
+__all__ = ["Space", "Start", "gauss_legendre", "last_order", "multistep", "slots_of", "tables"]
 
 Space = Literal["t", "rho", "lam"]
 Start = Literal["ramp", "single"]
@@ -105,7 +105,7 @@ def _moments(
         if k in published:
             exact[:, -1] = (exact[:, 0] if k == 2 else exact[:, -1]) / 2.0
         return exact
-    x, w = _gauss_legendre()
+    x, w = gauss_legendre()
     inside = process.time(lam[rows][:, None] + h * x)
     u = (inside - times[rows][:, None]) / (times[rows + 1] - times[rows])[:, None]
     density = w * ((1.0 - x) * z).exp()
@@ -113,7 +113,7 @@ def _moments(
 
 
 @cache
-def _gauss_legendre(points: int = 32) -> tuple[Tensor, Tensor]:
+def gauss_legendre(points: int = 32) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1]."""
     x, w = np.polynomial.legendre.leggauss(points)
     return torch.from_numpy(0.5 * (x + 1.0)), torch.from_numpy(0.5 * w)

@@ -99,6 +99,7 @@ class _Along:
         self.denoiser, self.terms = denoiser, terms
         self.process, self.shape, self.lam_range = denoiser.process, denoiser.shape, denoiser.lam_range
         self.at: float | None = None
+        self.found: _Derived
 
     def __call__(self, x: Tensor, s: float | Tensor, cond: Any = None) -> Prediction:
         assert isinstance(s, float)
@@ -128,8 +129,8 @@ class _Along:
         def higher(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
             rate = 1.0 / process.d_lam(t)
             slope = expand(process.f(t) * rate, x) * x - expand(process.sigma(t), x) * noise(x, t)[0]
-            values, slopes = jvp(lower, (x, t), (slope, rate))
-            return (*values, slopes[-1])
+            both: Any = jvp(lower, (x, t), (slope, rate))
+            return (*both[0], both[1][-1])
 
         return higher
 
