@@ -78,16 +78,24 @@ class _DPM(Solver):
 class DPM(_DPM):
     """DPM-Solver: noise side; `order` evaluations a step ("S") or one ("M").
 
+    With `nfe` it is DPM-Solver-fast: nfe // 3 + 1 steps of orders 3, ..., 3 and then 2, 1 or 1 or 2, which make nfe
+    evaluations exactly (with order 2: 2, ..., 2, and 1 if nfe is odd). A step to 0 takes one of them: the others are
+    those of nfe - 1. It has the number of its steps: give no steps. Its fault: a last step of order 1, at every nfe
+    but 3 n + 2, leaves the order at 2 (ending at lam = 1 with 384 evaluations, 280 times the error of order 3 alone,
+    at 386 6 times). Towards the data the last step matters little, and at 12 to 30 evaluations its shorter steps err
+    .4 to .8 of order 3 alone.
+
     Single-step order 2 is book Eq. 9.4.11; `published` makes it the paper's (r1 = 1/2: Algorithm 5, r1 = 1: Heun in
     rho). Under strong guidance use DPMpp: the noise side diverges at large steps (book Sec. 9.5.1).
 
     Args:
-        order: 1 to 3.
+        order: 1 to 3; default 2, or 3 with `nfe`.
         variant: "S" single-step, "M" multistep.
         start: of a multistep method, "ramp" or "single" (see `multistep`); orders above 2 are reached by "single".
         published: coefficients as the literature has them (at order 3 "M" they are of second order only).
         r1, r2: inner nodes of "S" in fractions of the step, in (0, 1]; default 1/2, and 1/3, 2/3 at order 3.
         lower_order_final: limit the order of a step of "M" to the number of steps left (see `multistep`).
+        nfe: of "S", the number of evaluations (at least 1) in place of a number of steps.
     """
 
     order: Order = 0  # not given: 2, or 3 with nfe

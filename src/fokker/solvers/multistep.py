@@ -5,8 +5,11 @@ r"""Exponential multistep methods: the polynomial through stored predictions, in
 Starts: "ramp" grows the order with the history (first step DDIM), which limits the asymptotic order to 2 but measures
 better at few steps; "single" takes the first steps by a single-step method of one order less, which keeps the order.
 
-Ends: `last` limits the order of the steps at the end, to `last` on the last of them and one more on each before
-(the literature's "lower_order_final", see `last_order`).
+Ends: with `lower_order_final` step i of N has an order of at most N - i, a step to 0 being one of the N. What it does
+to the error (rings and mixtures, VP and Flow, 5 to 15 evaluations): ending at t_min after a long last step in lam, as
+uniform t has, 3 to 50 times less on the data side; on uniform lam .3 to .8 of it there below 8 evaluations, but up to
+3 times as much above; on the noise side between .2 (uniform t) and 3. Ending by the step to 0 it changes nothing at
+order 2, whose last step is of order 1 as it is, and mostly costs at order 3 (.6 to 1.7). The order becomes 2 at most.
 """
 
 from __future__ import annotations
