@@ -39,7 +39,8 @@ class Taylor(Solver):
     """A reference, not for production: `order` evaluations a step, each a derivative deeper than the one before.
 
     The denoiser must be differentiable in x and in the time, which it is given as a float64 tensor: exact denoisers
-    and networks are (their times must not be rounded, nor read back as numbers). The steps do not record gradients.
+    and networks are (their times must not be rounded, nor read back as numbers). Slow: torch takes nested products
+    apart in Python.
 
     Args:
         order: 1 (DDIM) to 3: the number of terms.
