@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,11 @@ from torch import Tensor
 import fokker as fk
 from fokker import registry
 from fokker.errors import ConfigError
+from fokker.exact import Gaussian
 from fokker.process import VP
+from fokker.shards import sample_to
 from fokker.solvers import DEIS, DPM, DPMpp, Plan, Solver, Step, UniformLam, UniformT, UniPC, steps_for_nfe
+from fokker.tuning import Trial, named_grids
 
 from .oracle import F64, execute, gaussian, mixture, quantile_starts, reference, slopes
 from .test_exponential import bent
@@ -72,6 +77,14 @@ def test_sample_needs_no_steps_and_makes_n_evaluations(final: Any) -> None:
     oracle.calls.clear()
     fk.encode(oracle, torch.zeros(2, 1, dtype=F64), solver=DPM(nfe=10))
     assert len(oracle.calls) == 10
+
+
+def test_tuning_and_shards_take_its_number_of_steps(tmp_path: Path) -> None:
+    law = Gaussian([0.3], [0.25]).denoiser(VP())
+    grids = named_grids(Trial(law, DPM(nfe=8), indices=range(4), fine=8))
+    assert {len(times) for times in grids.values()} == {5}  # orders 3, 3, 1 of 7 evaluations, and the step to 0
+    sample_to(tmp_path / "set", law, n=4, batch_size=4, solver=DPM(nfe=8))
+    assert json.loads((tmp_path / "set" / "manifest.json").read_text())["request"]["steps"] == 4
 
 
 def test_refusals() -> None:

@@ -184,7 +184,7 @@ def test_what_is_integrated_exactly() -> None:
     for slope in (0.0, 0.7):
         want = []
         for k, c in enumerate(rate.tolist()):
-            part = quad(lambda u, c=c: math.exp(c * (1.3 - u)) * (0.4 + slope * u), 0.0, 1.3, epsabs=1e-15)[0]
+            part = quad(lambda u, c=c, b=slope: math.exp(c * (1.3 - u)) * (0.4 + b * u), 0.0, 1.3, epsabs=1e-15)[0]
             want.append(math.exp(1.3 * c) * float(x[0, k]) + part)
 
         def source(y: Tensor, t: Tensor, slope: float = slope) -> Tensor:
