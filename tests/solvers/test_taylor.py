@@ -14,6 +14,7 @@ import fokker as fk
 from fokker.denoiser import NetDenoiser
 from fokker.errors import ConfigError
 from fokker.exact import Gaussian, GaussianMixture
+from fokker.nets import MLP
 from fokker.prediction import Prediction
 from fokker.process import EDM, VP, DiscreteVP, Flow, Process, Trig
 from fokker.solvers import DPM, Taylor, UniformLam
@@ -142,6 +143,19 @@ def test_a_network_in_two_dimensions() -> None:
     assert slopes(gaps)[-1] == pytest.approx(4.0, abs=0.3), gaps
 
 
+def test_the_librarys_networks_at_order_2_and_gradients() -> None:
+    """Torch does not differentiate SiLU forwards twice; a gradient through a step is the difference quotient."""
+    torch.manual_seed(1)
+    model = NetDenoiser(MLP(1, 8, 1).double(), VP(), predict="velocity", time="log_sigma", shape=(1,))
+    times = VP().time(torch.tensor([-0.3, 0.1], dtype=F64))
+    x = torch.tensor([[0.4]], dtype=F64, requires_grad=True)
+    fk.sample(model, x=x, solver=Taylor(2), grid=times).sum().backward()
+    up, down = (go(Taylor(2), model, times, x.detach() + e) for e in (1e-5, -1e-5))
+    assert x.grad is not None and float(x.grad) == pytest.approx(float(up - down) / 2e-5, rel=1e-7)
+    with pytest.raises(ConfigError, match="cannot be differentiated forwards 2 times in a row"):
+        go(Taylor(3), model, times, x.detach())
+
+
 def test_refusals() -> None:
     ddpm = DiscreteVP(steps=10)
 
@@ -161,7 +175,7 @@ def test_refusals() -> None:
     integer = NetDenoiser(Net(), ddpm, predict="noise", time="integer", shape=(1,))
     with pytest.raises(ConfigError, match="time='integer', which has no derivative in time"):
         fk.sample(integer, n=2, solver=Taylor(2), steps=3)
-    with pytest.raises(ConfigError, match="cannot be differentiated forwards"):
+    with pytest.raises(ConfigError, match="cannot be differentiated forwards 1 times"):
         fk.sample(NetDenoiser(Net(), VP(), predict="noise", shape=(1,)), n=2, solver=Taylor(2), steps=3)
     law = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], np.array([0.1, 0.1])).denoiser(Flow())
     with pytest.raises(ConfigError, match="singular at time 1"):

@@ -38,15 +38,15 @@ Derivatives = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 class Taylor(Solver):
     """A reference, not for production: `order` evaluations a step, each a derivative deeper than the one before.
 
-    The denoiser must be differentiable in x and in the time, which it is given as a float64 tensor: exact denoisers
-    and networks are (their times must not be rounded, nor read back as numbers). Slow: torch takes nested products
-    apart in Python.
+    The denoiser must be differentiable forwards, order - 1 times in a row, in x and in the time, which it is given as
+    a float64 tensor, not to be rounded nor read back as a number. Exact denoisers are; networks with SiLU, as those of
+    this library, only once (torch's limit): order 2. Slow: torch takes nested products apart in Python.
 
     Args:
         order: 1 (DDIM) to 3: the number of terms.
 
     Raises (when it runs):
-        ConfigError: the denoiser is not differentiable.
+        ConfigError: the denoiser is not differentiable as often as the order asks.
     """
 
     order: Annotated[int, Field(ge=1, le=3)] = 3
@@ -111,7 +111,10 @@ class _Along:
         try:
             noises = self._derivatives(self.terms[s], cond)(x, torch.tensor(s, dtype=torch.float64))
         except (RuntimeError, NotImplementedError) as error:
-            raise ConfigError(f"Taylor: the denoiser cannot be differentiated forwards ({error}); use DPM") from error
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            depth = f"{self.terms[s] - 1} times in a row"
+            raise ConfigError(f"Taylor: this denoiser cannot be differentiated forwards {depth} ({error})") from error
         self.at, self.found = s, _Derived(self.process, x, s, noise=noises[0])
         self.found.noises = dict(zip(DERIVATIVES, noises, strict=False))
         return self.found
