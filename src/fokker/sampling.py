@@ -59,7 +59,7 @@ def sample(
         x: states to start from at the grid's first time, (n, *shape), instead of the prior.
         indices: which samples of `seed`, default range(n) (with one seed per sample: all 0).
         solver: a solver, its name or recipe; default DDIM().
-        steps, nfe: at most one: the number of steps (default 50), or the most evaluations allowed.
+        steps, nfe: at most one: the number of steps (default 50, or the solver's own), or the most evaluations allowed.
         grid: "t", "lam", "karras", "quadratic", a grid, or the times themselves, decreasing; default "lam".
         final: "x0" ends by one x0 step, at time 0 (whatever sigma(0) is); "t_min" stops at the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
@@ -221,7 +221,9 @@ class _Job:
         to_zero = final == "x0"
         if nfe is not None:
             steps = steps_for_nfe(self.solver, chosen, process, nfe, start, stop, to_zero)
-        return chosen.times(process, DEFAULT_STEPS if steps is None else steps, start, stop, to_zero)
+        if steps is None:
+            steps = self.solver.fixed_steps(to_zero) or DEFAULT_STEPS
+        return chosen.times(process, steps, start, stop, to_zero)
 
     def inward(self, times: Tensor) -> Tensor:
         """The times, if they run towards the data."""

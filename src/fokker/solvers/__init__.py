@@ -3,7 +3,7 @@
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
-from .deis import DEIS
+from .deis import DEIS, LMS
 from .dpm import DPM, DPMpp
 from .grid import (
     Angle,
@@ -30,12 +30,14 @@ from .run import bind, run
 from .sa import SA
 from .sde import EDMStochastic, EulerMaruyama
 from .semilinear import ExpEuler, ExpHeun
+from .taylor import Taylor
 from .unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DEIS",
     "DPM",
+    "LMS",
     "PNDM",
     "RK4",
     "SA",
@@ -64,6 +66,7 @@ __all__ = [
     "Solver",
     "Stage",
     "Step",
+    "Taylor",
     "Times",
     "Trailing",
     "UniPC",

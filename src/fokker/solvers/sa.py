@@ -20,7 +20,7 @@ from ..component import component
 from ..process import Process
 from .base import Solver
 from .exponential import spread_of
-from .multistep import tables
+from .multistep import corrected, tables
 from .plan import Step, Term, X, evaluate
 
 __all__ = ["SA"]
@@ -54,13 +54,11 @@ class SA(Solver):
         return self.eta > 0.0
 
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
-        times, slots = torch.cat([s, t[-1:]]), self.slots
-        carry, now = tables(process, "data", times, self.order, eta=self.eta)
+        slots = self.slots
         if self.corrector:
-            _, correction = tables(process, "data", times, self.order, ahead=1, eta=self.eta)
-            correction[:, 1:] -= now
-            now = torch.nn.functional.pad(now, (0, 1))  # step i: what multiplies m_i, m_{i-1}, ..., m_{i-order}
-            now[1:] += carry[1:, None] * correction[:-1]
+            carry, now = corrected(process, "data", s, t, self.order, eta=self.eta)
+        else:
+            carry, now = tables(process, "data", torch.cat([s, t[-1:]]), self.order, eta=self.eta)
         spread = spread_of(process, "data", s, t, self.eta)
         steps = []
         for i, (a, b, on_x, row, c) in enumerate(zip(*(v.tolist() for v in (s, t, carry, now, spread)), strict=True)):
