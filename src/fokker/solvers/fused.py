@@ -26,7 +26,7 @@ __all__ = ["RAW", "Update", "available", "fuse", "scalar"]
 
 RAW = "raw"  # the denoiser's own output at the latest evaluation; never held beyond the next one
 X = ("x", 0)
-AMPLIFIED = 4.0  # by how much (1) may multiply the rounding of what it leaves
+AMPLIFIED = 4.0  # how much of the rounding of what (1) leaves may come back, in units of a step's own
 
 
 def available(device: torch.device) -> bool:
@@ -59,8 +59,9 @@ class Update:
     def apply(self, at: dict[Any, Tensor]) -> None:
         """The step: registers x and `keep` from x, raw and the history."""
         x, raw = at[X], at[RAW]
-        if not raw.is_contiguous() or raw.dtype != x.dtype:  # the kernel walks memory in order
-            raw = raw.to(x.dtype).contiguous()
+        # the kernel walks memory in order; a network that hands its input back must not alias the state
+        if not raw.is_contiguous() or raw.dtype != x.dtype or raw.data_ptr() == x.data_ptr():
+            raw = raw.to(x.dtype, memory_format=torch.contiguous_format, copy=True)
         if self.h is None and self.keep is None:
             new = x
             if self.on_x == 0.0:
@@ -104,43 +105,49 @@ def scalar(c: float, dtype: torch.dtype) -> Tensor:
     return torch.tensor(c, dtype=dtype)
 
 
-def fuse(steps: Sequence[Any], survivors: Sequence[set[int]]) -> tuple[Update, ...] | None:
+def fuse(steps: Sequence[Any], survivors: Sequence[set[int]], dtype: torch.dtype) -> tuple[Update, ...] | None:
     """The updates of a bound plan whose steps all evaluate once, at their start, with numbers for coefficients.
 
     Args:
         steps: `run.BoundStep`.
         survivors: for every step, the slots whose contents a later step reads.
+        dtype: of the state, in which the kernel rounds its numbers.
 
     Returns:
         None for any other plan, and for those that draw noise, beside which a pass over memory is nothing.
     """
-    updates: list[Update] = []
-    held: dict[Any, tuple[float, float]] = {}  # a slot's m is the first times its tensor, plus the second times x
-    for n, step in enumerate(steps):
-        if len(step.stages) != 1 or step.draws or not step.stages[0].alias or step.stages[0].time is None:
+    wanted: list[tuple[dict[Any, float], tuple[float, float], Any]] = []
+    for step in steps:
+        if len(step.stages) != 1 or step.draws or not step.stages[0].alias or step.stages[0].time != step.start:
             return None
         stage = step.stages[0]
         if not all(isinstance(c, float) and register != ("one", 0) for register, c in (*stage.formed, *step.out)):
             return None
-        numbers: dict[Any, float] = dict(step.out)
-        (p, q), keep = stage.scaled, None if stage.folded else ("m", stage.keep)
+        numbers: dict[Any, float] = {X: 0.0, RAW: 0.0, **dict(step.out)}
+        p, q = stage.scaled
+        keep = None if stage.folded else ("m", stage.keep)
         on_m = numbers.pop(keep, 0.0)
-        a, b = numbers.pop(X, 0.0) + on_m * p, numbers.pop(RAW, 0.0) + on_m * q
-        for register in numbers:
-            times, beside = held[register]
-            a, numbers[register] = a + numbers[register] * beside, numbers[register] * times
+        numbers[X], numbers[RAW] = numbers[X] + on_m * p, numbers[RAW] + on_m * q
+        wanted.append((numbers, (p, q), keep))
+    updates: list[Update] = []
+    held: dict[Any, tuple[float, float]] = {}  # a slot's m is the first times its tensor, plus the second times x
+    for n, (numbers, (p, q), keep) in enumerate(wanted):
+        plain, b = numbers.pop(X), float(torch.tensor(1.0 - (1.0 - numbers.pop(RAW)), dtype=dtype))
         if b == 0.0:
             return None
-        h = next((register for register in numbers if register[1] not in survivors[n]), None)
-        c = 1.0 if h is None else numbers.pop(h)
+        a = plain + sum(c * held[register][1] for register, c in numbers.items())
+        rest = {register: c * held[register][0] for register, c in numbers.items()}
+        h = next((register for register in rest if register[1] not in survivors[n]), None)
+        c = 1.0 if h is None else rest.pop(h)
         rate = ratio = 0.0
         if keep is not None:
+            after = wanted[n + 1][0]
             inverse = a / b - (p / q if q else math.inf)
-            soon = abs(q * dict(steps[n + 1].out).get(keep, math.inf))
-            once = not numbers and keep[1] not in survivors[n + 1]
-            if once and inverse and soon * (abs(inverse) + abs(a / b) + abs(c)) <= AMPLIFIED:
+            error = abs(q * after.get(keep, math.inf)) * (abs(inverse) + abs(a / b) + abs(c))
+            once = not rest and keep[1] not in survivors[n + 1]
+            if once and inverse and error <= AMPLIFIED * min(1.0, abs(plain)) * abs(after[X]):
                 rate, held[keep] = 1.0 / inverse, (-q * inverse, -q * c)
             else:
                 ratio, held[keep] = (q / p, (p, 0.0)) if p else (math.inf, (q, 0.0))
-        updates.append(Update(a, b, c, h, keep, rate, ratio, tuple(numbers.items())))
+        updates.append(Update(a, b, c, h, keep, rate, ratio, tuple(rest.items())))
     return tuple(updates)

@@ -168,7 +168,7 @@ def bind(plan: Plan, denoiser: Denoiser, device: torch.device, dtype: torch.dtyp
             formed = _merged([(alias.get(("y", j), ("y", j)), scaled[0]), (RAW, scaled[1])])
             stages.append(BoundStage(terms, stage.time, stage.reading, scaled, formed, stage.keep, fold, same))
         steps.append(BoundStep(step.start, step.end, tuple(stages), resolve(step.out), step.draws))
-    return Bound(tuple(steps), plan.slots, fuse(steps, survivors) if available(device) else None)
+    return Bound(tuple(steps), plan.slots, fuse(steps, survivors, dtype) if available(device) else None)
 
 
 def _folded_reading(
@@ -196,7 +196,7 @@ class _File:
         self.at: dict[Any, Tensor] = {X: x}
         self.functional = functional
         self.owned: dict[Reg, Tensor] = {}  # what states of stages are written to, and no register x
-        self.variances: dict[int, Tensor | None] = {}
+        self.variances: dict[int | None, Tensor | None] = {}
 
     def __getitem__(self, register: Any) -> Tensor:
         if register == ONE:
@@ -209,6 +209,35 @@ class _File:
         if value is None:
             raise ConfigError("variance='learned' needs a denoiser with learned_variance=True")
         return value
+
+    def stages(
+        self, step: BoundStep, n: int, denoiser: Denoiser, cond: Any, draw: Draw | None, callback: Callback | None
+    ) -> bool:
+        """Fill the registers of a step; whether the callback asked to stop."""
+        at, told = self.at, callback is None
+        for k in range(step.draws):
+            assert draw is not None
+            at["z", k] = draw(n, k)
+        for j, stage in enumerate(step.stages):
+            y: Reg = ("y", j)
+            if stage.alias:
+                at[y] = at[X]
+            elif stage.terms:
+                at[y] = self.owned[y] = self.combine(stage.terms, self.owned.get(y))
+            if stage.time is None:
+                continue
+            prediction = denoiser(at[y], stage.time, cond)
+            raw = prediction.value if denoiser.reading is not None else prediction.read(stage.reading)
+            if not self.functional and raw.data_ptr() == at[y].data_ptr():
+                raw = raw.clone()  # a network that hands its input back must not alias the state
+            at[RAW], slot = raw, ("m", stage.keep)
+            if not stage.folded:
+                at[slot] = self.combine(stage.formed, at.get(slot))
+            self.variances[stage.keep] = prediction.variance
+            if not told and callback is not None and callback(n, step.start, at[X].clone(), prediction):
+                return True
+            told = True
+        return False
 
     def combine(self, terms: tuple[tuple[Any, Coef], ...], into: Tensor | None) -> Tensor:
         """sum c r, written into `into` where that is allowed."""
@@ -275,33 +304,17 @@ def run(
     at = registers.at
     if states is not None:
         states.append(x.clone())
+    own = denoiser.reading is not None
     for n, step in enumerate(bound.steps):
-        for k in range(step.draws):
-            assert draw is not None
-            at["z", k] = draw(n, k)
-        first = True
-        for j, stage in enumerate(step.stages):
-            y: Reg = ("y", j)
-            if stage.alias:
-                at[y] = at[X]
-            elif stage.terms:
-                at[y] = registers.owned[y] = registers.combine(stage.terms, registers.owned.get(y))
-            if stage.time is None:
-                continue
-            prediction = denoiser(at[y], stage.time, cond)
-            raw = prediction.value if denoiser.reading is not None else prediction.read(stage.reading)
-            if not functional and raw.data_ptr() == at[y].data_ptr():
-                raw = raw.clone()  # a network that hands its input back must not alias the state
-            assert stage.keep is not None
-            at[RAW], registers.variances[stage.keep] = raw, prediction.variance
-            if not stage.folded and updates is None:
-                slot: Reg = ("m", stage.keep)
-                at[slot] = registers.combine(stage.formed, at.get(slot))
-            if first and callback is not None and callback(n, step.start, at[X].clone(), prediction):
-                return at[X]
-            first = False
         if updates is not None:
+            stage = step.stages[0]
+            prediction = denoiser(at[X], step.start, cond)
+            at[RAW] = prediction.value if own else prediction.read(stage.reading)
+            if callback is not None and callback(n, step.start, at[X].clone(), prediction):
+                return at[X]
             updates[n].apply(at)
+        elif registers.stages(step, n, denoiser, cond, draw, callback):
+            return at[X]
         else:
             at[X] = registers.combine(step.out, at[X])
         if after_step is not None:
