@@ -126,8 +126,10 @@ def main() -> None:
         f"| step |{heads}",
         "|---|" + "---:|---:|" * len(SHAPES),
     ]
-    for rows in zip(*columns, strict=True):
-        lines.append(f"| {rows[0][0]} |" + "".join(f" {each:.1f} | {ratio:.2f} |" for _, each, ratio in rows))
+    lines += [
+        f"| {rows[0][0]} |" + "".join(f" {each:.1f} | {ratio:.2f} |" for _, each, ratio in rows)
+        for rows in zip(*columns, strict=True)
+    ]
     table = "\n".join(lines) + "\n"
     print(table)
     if args.output is not None:

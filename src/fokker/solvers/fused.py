@@ -22,16 +22,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["RAW", "Update", "available", "fuse", "scalar"]
+__all__ = ["RAW", "Update", "fits", "fuse", "scalar"]
 
 RAW = "raw"  # the denoiser's own output at the latest evaluation; never held beyond the next one
 X = ("x", 0)
 AMPLIFIED = 4.0  # how much of the rounding of what (1) leaves may come back, in units of a step's own
 
 
-def available(device: torch.device) -> bool:
-    """Whether to use the kernel on this device."""
-    return device.type == "cpu" and hasattr(torch, "_fused_sgd_") and not torch.compiler.is_compiling()
+LINE = 64  # bytes of a cache line, which every vector register divides
+
+
+def fits(x: Tensor) -> bool:
+    """Whether to use the kernel for state x (B, *event): on a CPU, where an event fills whole vectors.
+
+    What is left over at the end of memory is rounded otherwise, and a sample's bits would depend on its batch.
+    """
+    there = x.device.type == "cpu" and hasattr(torch, "_fused_sgd_") and not torch.compiler.is_compiling()
+    return there and math.prod(x.shape[1:]) * x.element_size() % LINE == 0
 
 
 @dataclass(frozen=True)

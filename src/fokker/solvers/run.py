@@ -19,7 +19,7 @@ from ..component import Array
 from ..errors import ConfigError
 from ..prediction import Denoiser, Prediction, coefficients, reading
 from ..process import expand
-from .fused import RAW, Update, available, fuse, scalar
+from .fused import RAW, Update, fits, fuse, scalar
 from .plan import Coef, Plan, Reg, Rule, Stage, Step, Term, X, has_rule, reads
 
 __all__ = ["Bound", "bind", "run"]
@@ -168,7 +168,7 @@ def bind(plan: Plan, denoiser: Denoiser, device: torch.device, dtype: torch.dtyp
             formed = _merged([(alias.get(("y", j), ("y", j)), scaled[0]), (RAW, scaled[1])])
             stages.append(BoundStage(terms, stage.time, stage.reading, scaled, formed, stage.keep, fold, same))
         steps.append(BoundStep(step.start, step.end, tuple(stages), resolve(step.out), step.draws))
-    return Bound(tuple(steps), plan.slots, fuse(steps, survivors, dtype) if available(device) else None)
+    return Bound(tuple(steps), plan.slots, fuse(steps, survivors, dtype))
 
 
 def _folded_reading(
@@ -299,7 +299,7 @@ def run(
         raise ConfigError("this plan is stochastic: give draw, a source of noise")
     functional = torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None
     # an update leaves in a slot what only the state it has just made can tell
-    updates = bound.updates if not functional and after_step is None else None
+    updates = bound.updates if not functional and after_step is None and fits(x) else None
     registers = _File(x if functional else x.clone(memory_format=torch.contiguous_format), functional)
     at = registers.at
     if states is not None:
