@@ -100,8 +100,7 @@ def test_random_plans_of_one_evaluation(name: str | None) -> None:
             seen["more"] += bool(update.more)
             seen["place"] += update.h is None and update.keep is None
     assert seen["fused"] > 250
-    never = {None: ("ratio", "descent"), "x0": (), "noise": ("alone",), "v": ("alone",)}[name]
-    assert all(count > 10 for case, count in seen.items() if case not in never), seen
+    assert all(count > 5 for case, count in seen.items() if (name, case) != (None, "ratio")), seen
 
 
 @pytest.mark.parametrize("process", [VP(), EDM(), Flow(), Trig(), OU()], ids=lambda p: type(p).__name__)

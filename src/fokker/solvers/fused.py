@@ -7,8 +7,9 @@ r"""A whole step in one pass over memory: the update of a one-stage step is a st
      m = -(q / r) x - q C x', whose numbers go into the next step's. The two tensors have changed places.
 (2)  without h: w = (A - 1) / B, r = -B leaves x' in x.
 
-PyTorch has this as one kernel, for `torch.optim.SGD(fused=True)`; on a CPU passes over memory are all that a step
-costs beyond the network. `fuse` finds the numbers for a bound plan, `Update.apply` calls the kernel.
+PyTorch has this as one kernel, for `torch.optim.SGD(fused=True)` (where a version lacks it, steps are carried out term
+by term); on a CPU passes over memory are nearly all that a step costs beyond the network. `fuse` finds the numbers for
+a bound plan, `Update.apply` calls the kernel.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ __all__ = ["RAW", "Update", "fits", "fuse", "scalar"]
 RAW = "raw"  # the denoiser's own output at the latest evaluation; never held beyond the next one
 X = ("x", 0)
 AMPLIFIED = 4.0  # how much of the rounding of what (1) leaves may come back, in units of a step's own
-
-
-LINE = 64  # bytes of a cache line, which every vector register divides
+LINE = 64  # bytes of a cache line, whole vectors on every machine
 
 
 def fits(x: Tensor) -> bool:
@@ -109,7 +108,7 @@ def _descend(
 @lru_cache(maxsize=4096)
 def scalar(c: float, dtype: torch.dtype) -> Tensor:
     """A number as a tensor of no dimension, by which a product costs less than by a Python number."""
-    return torch.tensor(c, dtype=dtype)
+    return torch.tensor(c, dtype=dtype, device="cpu")
 
 
 def fuse(steps: Sequence[Any], survivors: Sequence[set[int]], dtype: torch.dtype) -> tuple[Update, ...] | None:
@@ -139,22 +138,22 @@ def fuse(steps: Sequence[Any], survivors: Sequence[set[int]], dtype: torch.dtype
     updates: list[Update] = []
     held: dict[Any, tuple[float, float]] = {}  # a slot's m is the first times its tensor, plus the second times x
     for n, (numbers, (p, q), keep) in enumerate(wanted):
-        plain, b = numbers.pop(X), float(torch.tensor(1.0 - (1.0 - numbers.pop(RAW)), dtype=dtype))
-        if b == 0.0:
-            return None
+        plain, b = numbers.pop(X), float(scalar(1.0 - (1.0 - numbers.pop(RAW)), dtype))
         a = plain + sum(c * held[register][1] for register, c in numbers.items())
         rest = {register: c * held[register][0] for register, c in numbers.items()}
         h = next((register for register in rest if register[1] not in survivors[n]), None)
         c = 1.0 if h is None else rest.pop(h)
+        if b == 0.0 or c == 0.0:  # the kernel divides by the one, and takes the other for no momentum
+            return None
         rate = ratio = 0.0
         if keep is not None:
             after = wanted[n + 1][0]
             inverse = a / b - (p / q if q else math.inf)
             error = abs(q * after.get(keep, math.inf)) * (abs(inverse) + abs(a / b) + abs(c))
             once = not rest and keep[1] not in survivors[n + 1]
-            if once and inverse and error <= AMPLIFIED * min(1.0, abs(plain)) * abs(after[X]):
+            if once and abs(inverse) > 1e-12 and error <= AMPLIFIED * min(1.0, abs(plain)) * abs(after[X]):
                 rate, held[keep] = 1.0 / inverse, (-q * inverse, -q * c)
             else:
-                ratio, held[keep] = (q / p, (p, 0.0)) if p else (math.inf, (q, 0.0))
+                ratio, held[keep] = (q / p, (p, 0.0)) if abs(p) > 1e-16 * abs(q) else (math.inf, (q, 0.0))
         updates.append(Update(a, b, c, h, keep, rate, ratio, tuple(rest.items())))
     return tuple(updates)
