@@ -207,8 +207,8 @@ def test_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 class Ready(Oracle):
     """A denoiser that allocates nothing: its answer was there before."""
 
-    def __init__(self, x: Tensor, name: str) -> None:
-        super().__init__(VP(), shape=tuple(x.shape[1:]), reading=name)
+    def __init__(self, x: Tensor, name: str, process: Process) -> None:
+        super().__init__(process, shape=tuple(x.shape[1:]), reading=name)
         self.answer = torch.ones_like(x)
 
     def __call__(self, x: Tensor, s: float | Tensor, cond: Any = None) -> Prediction:
@@ -238,10 +238,11 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def watched(solver: Solver, name: str = "noise", steps: int = 8) -> Watch:
+def watched(solver: Solver, name: str = "noise", steps: int = 8, process: Process | None = None) -> Watch:
+    process = process or VP()
     x = torch.linspace(-1.0, 1.0, 64).reshape(4, 16)
-    denoiser = Ready(x, name)
-    bound = bind(solver.plan(VP(), times_of(VP(), steps, False)), denoiser, x.device, x.dtype)
+    denoiser = Ready(x, name, process)
+    bound = bind(solver.plan(process, times_of(process, steps, False)), denoiser, x.device, x.dtype)
     still = torch.zeros_like(x)
     with torch.no_grad(), Watch(x.numel()) as watch:
         run(bound, denoiser, x, draw=lambda n, k: still)
@@ -254,6 +255,7 @@ def test_one_operation_a_step(name: str) -> None:
     for solver, first in ((DDIM(), 0), (Euler("rho"), 0), (DPMpp(2), 1), (DPM(2, "M"), 1), (DEIS(1), 1)):
         want = ["clone", *["zeros_like"] * first, *["_fused_sgd_"] * 20]
         assert watched(solver, name, 20).calls == want, solver
+    assert watched(DDIM(), "noise", 20, EDM()).calls == ["clone", *["add_"] * 20]  # alpha = 1: an addition is all
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ class Update:
             new = x
             if self.on_x == 0.0:
                 torch.mul(raw, scalar(self.on_raw, x.dtype), out=x)
+            elif abs(self.on_x - 1.0) < 1e-15:  # DDIM where alpha is 1
+                x.add_(raw, alpha=self.on_raw)
             elif self.on_x < 0.5:  # (2) would take the difference of nearly equal numbers
                 x.mul_(scalar(self.on_x, x.dtype)).add_(raw, alpha=self.on_raw)
             else:
