@@ -4,9 +4,9 @@
     python benchmarks/overhead.py -o benchmarks/overhead.md
 
 The network is one that answers at once, with a tensor made beforehand; what calling it adds to a pass over memory is
-taken off. The floor is one fused multiply-add, `x.add_(raw, alpha=b)`: one pass that reads two arrays and writes one, which no method can do
-without. One thread, float32. All runners take turns in every round; reported are the median time, and the median over
-the rounds of the ratio to the floor of the same round, which a busy machine blurs less.
+taken off. The floor is one fused multiply-add, `x.add_(raw, alpha=b)`: a pass that reads two arrays and writes one,
+which no method can do without. One thread, float32. All runners take turns in every round; reported are the median
+time, and the median over the rounds of the ratio to the floor of the same round, which a busy machine blurs less.
 """
 
 from __future__ import annotations
