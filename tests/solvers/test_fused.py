@@ -304,3 +304,20 @@ def test_no_plan_waits_for_a_device() -> None:
                 with Watch(x.numel()):
                     again = run(chosen, denoiser, x, draw=draw)
             assert torch.equal(again, once), solver
+
+
+def test_a_network_that_hands_its_input_back_in_one_pass() -> None:
+    """Raw is the state's own memory: every kind of step reads it before it is written."""
+    x = torch.linspace(-1.0, 1.0, 64, dtype=F64).reshape(4, 16)
+
+    class Echo(Oracle):
+        def __call__(self, x: Tensor, s: float | Tensor, cond: Any = None) -> Prediction:
+            return Prediction(self.process, x, s, other=(READINGS[str(self.name)], x.view_as(x)))
+
+    for name in ("x0", "noise", "velocity"):
+        for process in (VP(), EDM()):
+            for solver in FIXED:
+                echo = Echo(process, shape=(16,), reading=name)
+                plan = solver.plan(process, times_of(process, 7))
+                assert bind(plan, echo, x.device, F64).updates is not None
+                assert gap(execute(plan, echo, x), reference(plan, echo, x)[0]) < 1e-10, (name, solver)

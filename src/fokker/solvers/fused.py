@@ -62,12 +62,11 @@ class Update:
     ratio: float = 0.0
     more: tuple[tuple[Any, float], ...] = ()
 
-    def apply(self, at: dict[Any, Tensor]) -> None:
-        """The step: registers x and `keep` from x, raw and the history."""
-        x, raw = at[X], at[RAW]
-        # the kernel walks memory in order; a network that hands its input back must not alias the state
-        if not raw.is_contiguous() or raw.dtype != x.dtype or raw.data_ptr() == x.data_ptr():
-            raw = raw.to(x.dtype, memory_format=torch.contiguous_format, copy=True)
+    def apply(self, at: dict[Any, Tensor], raw: Tensor) -> None:
+        """The step: registers x and `keep` from x, raw and the history; raw may be the memory of x."""
+        x = at[X]
+        if not raw.is_contiguous() or raw.dtype != x.dtype:  # the kernel walks memory in order
+            raw = raw.to(x.dtype).contiguous()
         if self.h is None and self.keep is None:
             new = x
             if self.on_x == 0.0:
@@ -75,6 +74,7 @@ class Update:
             elif abs(self.on_x - 1.0) < 1e-15:  # DDIM where alpha is 1
                 x.add_(raw, alpha=self.on_raw)
             elif self.on_x < 0.5:  # (2) would take the difference of nearly equal numbers
+                raw = raw.clone() if raw.data_ptr() == x.data_ptr() else raw
                 x.mul_(scalar(self.on_x, x.dtype)).add_(raw, alpha=self.on_raw)
             else:
                 _descend(x, raw, [], (self.on_x - 1.0) / self.on_raw, -self.on_raw, 0.0, 0.0)

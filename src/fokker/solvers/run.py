@@ -307,12 +307,10 @@ def run(
     own = denoiser.reading is not None
     for n, step in enumerate(bound.steps):
         if updates is not None:
-            stage = step.stages[0]
             prediction = denoiser(at[X], step.start, cond)
-            at[RAW] = prediction.value if own else prediction.read(stage.reading)
             if callback is not None and callback(n, step.start, at[X].clone(), prediction):
                 return at[X]
-            updates[n].apply(at)
+            updates[n].apply(at, prediction.value if own else prediction.read(step.stages[0].reading))
         elif registers.stages(step, n, denoiser, cond, draw, callback):
             return at[X]
         else:
