@@ -94,6 +94,7 @@ KINDS: dict[str, dict[str, str]] = {
         "predictor-corrector": "fokker.solvers:PredictorCorrector",
         "annealed-langevin": "fokker.solvers:AnnealedLangevin",
         "restart": "fokker.solvers:Restart",
+        "adaptive": "fokker.solvers:Adaptive",
     },
     "data": {
         "moons": "fokker.data:Moons",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import noise as philox
-from .denoiser import repeat_cond
+from .denoiser import repeat_cond, take_cond
 from .errors import ConfigError
 from .prediction import Denoiser
 from .process import Process, expand
@@ -59,7 +59,8 @@ def sample(
         x: states to start from at the grid's first time, (n, *shape), instead of the prior.
         indices: which samples of `seed`, default range(n) (with one seed per sample: all 0).
         solver: a solver, its name or recipe; default DDIM().
-        steps, nfe: at most one: the number of steps (default 50), or the most evaluations allowed.
+        steps, nfe: at most one: the number of steps (default 50), or the most evaluations allowed. A solver that
+            chooses its own steps (Adaptive) takes no nfe, and stops `steps` times on the way (default 1, at its end).
         grid: "t", "lam", "karras", "quadratic", a grid, or the times themselves, decreasing; default "lam".
         final: "x0" ends by one x0 step, at time 0 (whatever sigma(0) is); "t_min" stops at the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
@@ -205,6 +206,8 @@ class _Job:
             raise ConfigError(f"solver: given {self.solver!r}, which is no solver")
         if final not in ("x0", "t_min"):
             raise ConfigError(f"final: given {final!r}; allowed: 'x0', 't_min'")
+        if nfe is not None and self.solver.own_steps:
+            raise ConfigError(f"nfe: given {nfe}, but {self.solver} takes what its tolerances need; leave it out")
         chosen = UniformLam() if grid is None else as_grid(grid)
         if isinstance(chosen, Times):
             times = chosen.times(process, 0, 0.0, 0.0, False)
@@ -221,6 +224,9 @@ class _Job:
         to_zero = final == "x0"
         if nfe is not None:
             steps = steps_for_nfe(self.solver, chosen, process, nfe, start, stop, to_zero)
+        if self.solver.own_steps:
+            times = chosen.times(process, 1 if steps is None else steps, start, stop, False)
+            return torch.cat([times, times.new_zeros(1)]) if to_zero else times
         return chosen.times(process, DEFAULT_STEPS if steps is None else steps, start, stop, to_zero)
 
     def inward(self, times: Tensor) -> Tensor:
@@ -265,6 +271,7 @@ class _Job:
         def fresh(step: int, k: int) -> Tensor:
             return philox.normal(seed, index, self.shape, draw=step << 8 | k, dtype=self.dtype)
 
+        shape_kept = {"keep_shape": True} if fill is not None and self.solver.own_steps else {}
         draw: Draw = fresh
         if self.path is not None:
             draw = increments(self.path, self.process, seed, index, self.shape, self.dtype, fresh)
@@ -272,11 +279,12 @@ class _Job:
         with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
             result = self.carry(
                 start,
-                cond=_take(self.cond, rows),
+                cond=take_cond(self.cond, rows),
                 draw=draw,
                 callback=callback,
                 after_step=after_step,
                 states=states,
+                **shape_kept,
             )
         return result[:count]
 
@@ -290,17 +298,6 @@ def device_of(denoiser: Denoiser) -> torch.device:
         parameter = next(inner.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
     return torch.device("cpu")
-
-
-def _take(cond: Any, rows: Tensor) -> Any:
-    if isinstance(cond, dict):
-        return {name: _take(value, rows) for name, value in cond.items()}
-    if isinstance(cond, (list, tuple)):
-        return type(cond)(_take(value, rows) for value in cond)
-    if not isinstance(cond, Tensor):
-        return cond
-    value = cond.to(rows.device)
-    return value[rows]
 
 
 def _track(parts: list[slice], progress: bool | Callable[[int], object]) -> Iterator[slice]:
