@@ -254,9 +254,7 @@ class Adaptive(Solver):
         """
         times = self.checked(denoiser.process, torch.as_tensor(times, dtype=torch.float64))
         if torch._C._functorch.is_batchedtensor(x):
-            raise ConfigError(
-                "Adaptive: how many steps there are depends on the samples, which vmap hides; give a batch"
-            )
+            raise ConfigError("Adaptive: the number of steps depends on the samples, which vmap hides; give a batch")
         zero = bool(times[-1] == 0.0)
         inner = (times[:-1] if zero else times).tolist()
         flow = _Flow(self, denoiser, x, repeat_cond(cond, len(x)), keep_shape)
