@@ -314,7 +314,7 @@ class _Flow:
                 if j < len(table.times):
                     m.append(self.ask(new, table.times[j], cond))
             ratio = self.ratio(_combine(table.error, m), (x, _size(process, s_)), (new, _size(process, goal)))
-            good = (ratio <= 1.0) & under_way  # False where the error is not a number
+            good = ratio <= 1.0  # False where the error is not a number; a step of nothing changes nothing
             now, before = ratio.clamp(min=1e-4).log(), self.before[rows]
             power = torch.where(good, 0.7 * now - 0.4 * before, now) / -method.order
             factor = (0.9 * power.exp()).nan_to_num(nan=0.2).clamp(0.2, 10.0)
