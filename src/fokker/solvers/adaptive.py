@@ -264,7 +264,7 @@ class Adaptive(Solver):
             flow.advance(s, t)
             kept.append(flow.x)
         if zero:
-            flow.x, flow.nfe = denoiser(flow.x, inner[-1], flow.cond).x0, flow.nfe + 1
+            flow.x, flow.nfe = denoiser(flow.x, inner[-1], flow.cond).x0.clone(), flow.nfe + 1
             kept.append(flow.x)
         return Solution(flow.x, flow.nfe, flow.rejected)
 
