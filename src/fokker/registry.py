@@ -98,6 +98,7 @@ KINDS: dict[str, dict[str, str]] = {
         "annealed-langevin": "fokker.solvers:AnnealedLangevin",
         "restart": "fokker.solvers:Restart",
         "picard": "fokker.solvers:Picard",
+        "adaptive": "fokker.solvers:Adaptive",
     },
     "data": {
         "moons": "fokker.data:Moons",

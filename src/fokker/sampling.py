@@ -60,6 +60,7 @@ def sample(
         indices: which samples of `seed`, default range(n) (with one seed per sample: all 0).
         solver: a solver, its name or recipe; default DDIM().
         steps, nfe: at most one: the number of steps (default 50, or the solver's own), or the most evaluations allowed.
+            A solver that chooses its own steps (Adaptive) takes no nfe, and stops `steps` times on the way (default 1).
         grid: "t", "lam", "karras", "quadratic", a grid, or the times themselves, decreasing; default "lam".
         final: "x0" ends by one x0 step, at time 0 (whatever sigma(0) is); "t_min" stops at the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
@@ -205,6 +206,8 @@ class _Job:
             raise ConfigError(f"solver: given {self.solver!r}, which is no solver")
         if final not in ("x0", "t_min"):
             raise ConfigError(f"final: given {final!r}; allowed: 'x0', 't_min'")
+        if nfe is not None and self.solver.own_steps:
+            raise ConfigError(f"nfe: given {nfe}, but {self.solver} takes what its tolerances need; leave it out")
         chosen = UniformLam() if grid is None else as_grid(grid)
         if isinstance(chosen, Times):
             times = chosen.times(process, 0, 0.0, 0.0, False)
@@ -221,6 +224,9 @@ class _Job:
         to_zero = final == "x0"
         if nfe is not None:
             steps = steps_for_nfe(self.solver, chosen, process, nfe, start, stop, to_zero)
+        if self.solver.own_steps:
+            times = chosen.times(process, 1 if steps is None else steps, start, stop, False)
+            return torch.cat([times, times.new_zeros(1)]) if to_zero else times
         if steps is None:
             steps = self.solver.fixed_steps(to_zero) or DEFAULT_STEPS
         return chosen.times(process, steps, start, stop, to_zero)
@@ -267,6 +273,7 @@ class _Job:
         def fresh(step: int, k: int) -> Tensor:
             return philox.normal(seed, index, self.shape, draw=step << 8 | k, dtype=self.dtype)
 
+        shape_kept = {"keep_shape": True} if fill is not None and self.solver.own_steps else {}
         draw: Draw = fresh
         if self.path is not None:
             draw = increments(self.path, self.process, seed, index, self.shape, self.dtype, fresh)
@@ -279,6 +286,7 @@ class _Job:
                 callback=callback,
                 after_step=after_step,
                 states=states,
+                **shape_kept,
             )
         return result[:count]
 

@@ -77,6 +77,8 @@ class Trial:
             raise ConfigError(
                 f"solver: given {self.solver}, which draws noise; a grid is tuned for a deterministic one"
             )
+        if self.solver.own_steps:
+            raise ConfigError(f"solver: given {self.solver}, which chooses its own times; there is no grid to tune")
         if fine < 2:
             raise ConfigError(f"fine: given {fine}, must be at least 2")
         self.to_zero = final == "x0"

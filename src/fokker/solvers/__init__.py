@@ -1,5 +1,6 @@
 """Solvers: recipes of coefficients that turn (process, grid) into a plan, and the one engine that runs every plan."""
 
+from .adaptive import Adaptive, Solution
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
@@ -41,6 +42,7 @@ __all__ = [
     "PNDM",
     "RK4",
     "SA",
+    "Adaptive",
     "Ancestral",
     "Angle",
     "AnnealedLangevin",
@@ -63,6 +65,7 @@ __all__ = [
     "Quadratic",
     "Restart",
     "Shift",
+    "Solution",
     "Solver",
     "Stage",
     "Step",

@@ -28,12 +28,14 @@ class Solver:
         stochastic: whether its plans draw noise (then they run towards the data only).
         open_start: whether it cannot start where alpha = 0, because its coefficients are infinite there.
         open_data: the same of an encoding that starts where sigma = 0.
+        own_steps: whether it chooses its steps itself: it has no plan, and a grid is only where it stops.
     """
 
     slots: ClassVar[int] = 1
     stochastic: bool = False
     open_start: bool = False
     open_data: bool = False
+    own_steps: bool = False
 
     @property
     def order(self) -> int:

@@ -13,6 +13,7 @@ from ..denoiser import NetDenoiser
 from ..errors import ConfigError
 from ..guidance import CFG
 from ..prediction import Denoiser
+from ..registry import build
 from ..sampling import sample
 from ..solvers import Grid, Solver, Times, as_grid
 from .options import Sampling
@@ -115,7 +116,8 @@ def settle(
     if options is not None:
         solver = options.solver if solver is None else solver
         grid = options.grid if grid is None else grid
-        if steps is None and nfe is None and not isinstance(as_grid(grid), Times):
+        fixed = not isinstance(as_grid(grid), Times) and not build("solver", solver).own_steps
+        if steps is None and nfe is None and fixed:
             steps = options.steps
     guided: Denoiser = denoiser if rows is None or scale == 1.0 else CFG(denoiser, scale)
     return Drawing(guided, rows, float(scale), {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe})
