@@ -60,7 +60,8 @@ def sample(
         indices: which samples of `seed`, default range(n) (with one seed per sample: all 0).
         solver: a solver, its name or recipe; default DDIM().
         steps, nfe: at most one: the number of steps (default 50), or the most evaluations allowed.
-        grid: "t", "lam", "karras", "quadratic", a grid, or the times themselves, decreasing; default "lam".
+        grid: "t", "lam", "karras", "quadratic", "cosine", "beta", "shift", "leading", "linspace", "trailing" or a
+            recipe of one, a grid, or the times themselves, decreasing; default "lam".
         final: "x0" ends by one x0 step, at time 0 (whatever sigma(0) is); "t_min" stops at the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
         seed: one integer, or one per sample.
