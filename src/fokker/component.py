@@ -116,9 +116,7 @@ def _line(cls: type, detail: ErrorDetails) -> str:
     owner = getattr(cls, "key", cls.__name__)  # a recipe's section is known by its key
     names, place = [f.name for f in fields(cls) if f.init], list(detail["loc"])
     if detail["type"] == "unexpected_positional_argument":
-        return (
-            f"{owner}: given {len(names)} values and {detail['input']!r}; its fields are {', '.join(names) or 'none'}"
-        )
+        return f"{owner}: given {detail['input']!r} beyond its fields, which are {', '.join(names) or 'none'}"
     if place and isinstance(place[0], int) and place[0] < len(names):  # given by position
         place[0] = names[place[0]]
     name = ".".join(str(part) for part in place)
