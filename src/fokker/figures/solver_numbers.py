@@ -79,7 +79,7 @@ def ddim_jump(times: Tensor, x: float = 0.35) -> Jump:
     """From state x at the first of `times` (Flow); DDIM jumps from there to each time."""
     process, start = Flow(), torch.tensor([[x]], dtype=F64)
     s = float(times[0])
-    exact = torch.cat([SMOOTH.flow_map(process, start, s, float(t)) for t in times])[:, 0]
+    exact = SMOOTH.flow_map(process, start.expand(len(times), 1), s, times)[:, 0]
     said = SMOOTH.denoiser(process)(start, s)
     alpha, sigma = process.alpha(times), process.sigma(times)
     return Jump(times, exact, (alpha * said.x0 + sigma * said.noise)[0])
@@ -107,7 +107,7 @@ def deis_extrapolation(anchors: Sequence[float], end: float, x: float, points: i
     denoiser = SMOOTH.denoiser(process)
 
     def noise(times: Tensor) -> Tensor:
-        states = torch.cat([SMOOTH.flow_map(process, start, float(nodes[0]), float(t)) for t in times])
+        states = SMOOTH.flow_map(process, start.expand(len(times), 1), float(nodes[0]), times)
         return denoiser(states, times).noise[:, 0]
 
     said, times = noise(nodes), torch.linspace(float(nodes[0]), end, points, dtype=F64)
@@ -145,7 +145,7 @@ def heun_parallelogram(lam: float, h: float, x: float) -> Parallelogram:
     second = h * slope(x + first, lam + h)
     along = torch.linspace(lam, lam + h, 60, dtype=F64)
     begin, state = float(process.time(along[0])), torch.tensor([[x]], dtype=F64)
-    exact = torch.cat([SMOOTH.flow_map(process, state, begin, float(process.time(u))) for u in along])[:, 0]
+    exact = SMOOTH.flow_map(process, state.expand(len(along), 1), begin, process.time(along))[:, 0]
     return Parallelogram(
         (lam, x),
         (lam + h, x + first),
@@ -303,8 +303,8 @@ def fan(process: Process, solver: Solver, nfe: int, n: int = 15, points: int = 1
     known, states = trajectory(SMOOTH.denoiser(process), x=x, solver=solver, grid=times, dtype=F64)
     start, stop = ends(process)
     fine = as_grid("lam").times(process, points, start, stop, False)
-    exact = torch.stack([SMOOTH.flow_map(process, x, start, float(t))[:, 0] for t in fine])
-    return Fan(known, states[..., 0], fine, exact)
+    exact = SMOOTH.flow_map(process, x.repeat(len(fine), 1), start, fine.repeat_interleave(n))
+    return Fan(known, states[..., 0], fine, exact.reshape(len(fine), n))
 
 
 class Sizes(NamedTuple):

@@ -143,7 +143,7 @@ def sliding_window() -> Canvas:
     panels[1].plot(nodes, window.after[nodes], "o-", color=BLUE, label="left end + running sum")
     panels[1].set_title("2. states by their sum")
     colours = [GREEN if i < window.stride else ORANGE if i == window.stride else RED for i in range(1, len(nodes))]
-    panels[2].bar(nodes[1:], window.wrong, color=colours, width=0.6)
+    panels[2].bar(nodes[1:], window.wrong.tolist(), color=colours, width=0.6)
     panels[2].axhline(tolerance, color=GREY, ls="--", lw=1.0)
     panels[2].text(-0.4, tolerance * 1.25, "tolerance", color=GREY, fontsize=8)
     panels[2].set(yscale="log", ylabel="squared change", ylim=(1e-5, 1.0))

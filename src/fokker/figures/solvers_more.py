@@ -43,7 +43,7 @@ def _plain(axis: Any, ticks: tuple[float, ...]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def orders() -> Canvas:
+def orders(steps: tuple[int, ...] = (8, 16, 32, 64, 128)) -> Canvas:
     """Error against steps, with the nominal slopes."""
     groups: dict[str, dict[str, Solver]] = {
         "order 1": {"Euler": Euler(), "DDIM": DDIM()},
@@ -68,7 +68,6 @@ def orders() -> Canvas:
             "UniPC-3": UniPC(start="single"),
         },
     }
-    steps = (8, 16, 32, 64, 128)
     figure, panels = new(2, 2, (8.0, 6.4), sharex=True, sharey=True)
     for order, (axes, (title, solvers)) in enumerate(zip(panels.flat, groups.items(), strict=True), 1):
         found = numbers.convergence(VP(), solvers, steps)
@@ -99,13 +98,14 @@ def budgets(evaluations: tuple[int, ...] = BUDGETS) -> Canvas:
     return figure
 
 
-def guidance(scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 8.0, 11.0, 15.0)) -> Canvas:
+def guidance(scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 8.0, 11.0, 15.0), fine: int = 200) -> Canvas:
     """Error against the scale of guidance at 10 and 20 evaluations, and at 10 with x0 clipped."""
     names = [name for name in FEW if name not in ("Heun", "DPM-Solver++ 3M", "UniPC-3")]
     looks = {name: FEW[name] for name in names} | {"DPM-Solver-3": (DPM(order=3), PURPLE)}
     solvers = {name: solver for name, (solver, _) in looks.items()}
     figure, panels = new(1, 3, (10.0, 3.8), sharey=True)
-    tables = numbers.by_guidance(solvers, scales, (10, 20)) + numbers.by_guidance(solvers, scales, (10,), bound=2.0)
+    tables = numbers.by_guidance(solvers, scales, (10, 20), fine=fine)
+    tables += numbers.by_guidance(solvers, scales, (10,), bound=2.0, fine=fine)
     titles = ("10 evaluations", "20 evaluations", "10 evaluations, |x0| clipped to 2")
     for axes, table, title in zip(panels, tables, titles, strict=True):
         _lines(axes, scales, table, looks)
@@ -140,7 +140,7 @@ def picard_residual(steps: int = 50, iterations: int = 25) -> Canvas:
     """Distance of each Picard iterate from the sequential solution."""
     found = numbers.picard_residual(steps, iterations).clamp(min=1e-16).log10()
     figure, axes = new(size=(6.8, 3.8))
-    picture = axes.imshow(found, aspect="auto", origin="upper", cmap="viridis", vmin=-16, vmax=0)
+    picture = axes.imshow(found.numpy(), aspect="auto", origin="upper", cmap="viridis", vmin=-16, vmax=0)
     axes.plot(range(iterations + 1), range(iterations + 1), color="white", lw=1.0, ls="--")
     axes.text(iterations * 0.12, iterations * 0.85, "node j is exact after j iterations", color="white", fontsize=8)
     axes.set(xlabel="node (noise to data)", ylabel="iteration", title=f"Flow, Euler, {steps} steps in parallel")
@@ -149,7 +149,7 @@ def picard_residual(steps: int = 50, iterations: int = 25) -> Canvas:
     return figure
 
 
-def fans() -> Canvas:
+def fans(points: int = 120) -> Canvas:
     """Trajectories of equally likely starts by few-step solvers over the exact ones."""
     shown: tuple[tuple[str, Solver, int], ...] = (
         ("DDIM, 6 evaluations", DDIM(), 6),
@@ -160,7 +160,7 @@ def fans() -> Canvas:
     process = VP()
     figure, panels = new(2, 2, (8.4, 6.0), sharex=True, sharey=True)
     for axes, (title, solver, nfe) in zip(panels.flat, shown, strict=True):
-        found = numbers.fan(process, solver, nfe)
+        found = numbers.fan(process, solver, nfe, points=points)
         axes.plot(process.lam(found.fine), found.exact, color=GREY, lw=0.8, alpha=0.7)
         axes.plot(process.lam(found.times), found.states, "o-", color=BLUE, lw=0.9, ms=2.5)
         wrong = math.sqrt(float((found.states[-1] - found.exact[-1]).square().mean()))
@@ -172,9 +172,9 @@ def fans() -> Canvas:
     return figure
 
 
-def predictors() -> Canvas:
+def predictors(points: int = 60) -> Canvas:
     """The noise predictor's second moment against the score's."""
-    times = torch.logspace(-4.0, 0.0, 60, dtype=numbers.F64)
+    times = torch.logspace(-4.0, 0.0, points, dtype=numbers.F64)
     figure, (left, right) = new(1, 2, (8.4, 3.6))
     laws = ((numbers.SMOOTH, "std 0.25 and 0.35", BLUE), (numbers.CONCENTRATED, "std 0.02", RED))
     for law, label, colour in laws:
@@ -191,7 +191,7 @@ def predictors() -> Canvas:
     return figure
 
 
-def concentrated() -> Canvas:
+def concentrated(evaluations: tuple[int, ...] = BUDGETS) -> Canvas:
     """Where exponential integrators win: modes of std 0.02."""
     looks: dict[str, tuple[Solver, str]] = {
         "Euler in t": (Euler(), RED),
@@ -207,7 +207,7 @@ def concentrated() -> Canvas:
     )
     figure, panels = new(1, 3, (10.0, 3.8), sharey=True)
     for axes, (title, law, grid) in zip(panels, shown, strict=True):
-        _lines(axes, BUDGETS, numbers.by_budget(law, VP(), solvers, BUDGETS, grid, median=True), looks)
+        _lines(axes, evaluations, numbers.by_budget(law, VP(), solvers, evaluations, grid, median=True), looks)
         axes.set(xscale="log", yscale="log", xlabel="evaluations", title=title)
         _plain(axes.xaxis, (5, 10, 20, 50))
     panels[0].set(ylabel="median error")
