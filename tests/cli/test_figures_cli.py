@@ -24,7 +24,7 @@ def test_sets_are_listed_and_drawn(call: Call) -> None:
 
 def test_mistakes_are_one_line(call: Call) -> None:
     for args, says in (
-        (("solvers",), "--output: give the folder that 13 pictures"),
+        (("solvers",), "--output: give the folder that 14 pictures"),
         (("solver", "-o", "x"), "did you mean 'solvers'?"),
         (("solvers", "-o", "x", "--only", "grid"), "did you mean 'grids'?"),
         (("solvers", "-o", "x", "--format", "bmp"), "allowed: png, svg, pdf"),

@@ -200,7 +200,7 @@ def test_pictures_are_written_once_and_are_the_same(tmp_path: Path) -> None:
 
 def test_the_set_is_whole() -> None:
     figures = figures_of("solvers")
-    assert len({figure.name for figure in figures}) == len(figures) == 13
+    assert len({figure.name for figure in figures}) == len(figures) == 14
     captions = " ".join(figure.caption for figure in figures)
     for number in ("9.1", "9.2", "9.3", "9.4"):
         assert f"Book Fig. {number}:" in captions
@@ -219,6 +219,7 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
             lambda: more.orders((4, 8)),
             lambda: more.budgets((5, 8)),
             lambda: more.guidance((1.0, 3.0), fine=40),
+            lambda: more.grid_errors((5,)),
             lambda: more.picard_residual(8, 4),
             lambda: more.fans(points=6),
             lambda: more.predictors(points=5),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fokker as fk
+from fokker.errors import ConfigError
 from fokker.registry import KINDS
 from fokker.solvers import DDIM, DEIS, DPM, RK4, DPMpp, Heun, Restart, UniPC
 from fokker.solvers.catalogue import CATALOGUE, cost, entries
@@ -60,14 +61,14 @@ def test_orders_are_the_solvers() -> None:
     for kind, order in known.items():
         assert entries(kind)[0].order == order
     assert {str(entry.solver): entry.order for entry in entries("deis")} == {
-        str(DEIS(space="lam")): 3,
+        str(DEIS(degree=3, space="lam")): 4,
         str(DEIS(degree=3)): 4,
     }
 
 
 def test_what_steps_by_itself_has_no_cost() -> None:
     class Own(DDIM):
-        def prepare(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            raise NotImplementedError
+        def plan(self, process, times):  # type: ignore[no-untyped-def]
+            raise ConfigError("no plan")
 
     assert cost(Own()) is None

@@ -81,7 +81,7 @@ def _columns(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Tabl
 
 def _short(entry: Entry) -> str:
     """An entry as `--solver` reads it, with the fields that make it this one."""
-    return written(entry.solver, only=entry.fields)
+    return entry.shown or written(entry.solver, only=entry.fields)
 
 
 def _fields(cls: Any) -> Iterator[tuple[str, str, str]]:

@@ -63,6 +63,11 @@ FIGURES = (
         more.grids,
     ),
     Figure(
+        "grid-errors",
+        f"Error of DEIS-3 in lam on every kind of grid: the same solver, other times. {LAW}",
+        more.grid_errors,
+    ),
+    Figure(
         "picard-residual",
         "Distance of every Picard iterate from the sequential solution: node j is exact after j iterations, and all "
         "are within 1e-6 after 7 iterations.",

@@ -13,9 +13,19 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from ..process import EDM, VP, Flow, Process
 from ..solvers import DDIM, DEIS, DPM, PNDM, RK4, DPMpp, Euler, Heun, Solver, UniPC, as_grid
 from . import solver_numbers as numbers
-from .style import BLUE, DARK, GREEN, GREY, ORANGE, PURPLE, RED, SKY, new
+from .style import BLUE, COLOURS, DARK, GREEN, GREY, ORANGE, PURPLE, RED, SKY, new
 
-__all__ = ["budgets", "concentrated", "fans", "grids", "guidance", "orders", "picard_residual", "predictors"]
+__all__ = [
+    "budgets",
+    "concentrated",
+    "fans",
+    "grid_errors",
+    "grids",
+    "guidance",
+    "orders",
+    "picard_residual",
+    "predictors",
+]
 
 FEW: dict[str, tuple[Solver, str]] = {
     "DDIM": (DDIM(), GREY),
@@ -24,10 +34,11 @@ FEW: dict[str, tuple[Solver, str]] = {
     "DPM-Solver++ 2S": (DPMpp(variant="S", published=True), ORANGE),
     "DPM-Solver++ 2M": (DPMpp(published=True), GREEN),
     "DPM-Solver++ 3M": (DPMpp(order=3), DARK),
-    "DEIS-2 in $\\lambda$": (DEIS(space="lam"), BLUE),
+    "DEIS-3 in $\\lambda$": (DEIS(degree=3, space="lam"), BLUE),
     "UniPC-3": (UniPC(), SKY),
 }
 PROCESSES: dict[str, Process] = {"VP": VP(), "EDM": EDM(), "Flow": Flow()}
+KINDS = ("lam", "t", "karras", "quadratic", "cosine", "beta", "shift")
 BUDGETS = (5, 6, 8, 10, 15, 20, 30, 50)
 
 
@@ -117,11 +128,10 @@ def guidance(scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 8.0, 11.0, 15.0), 
 
 def grids(steps: int = 10) -> Canvas:
     """Where the times of every kind of grid lie, in t and in lam."""
-    kinds = ("lam", "t", "karras", "quadratic", "cosine", "beta", "shift")
     figure, panels = new(2, 3, (10.0, 5.4), sharey=True)
     for column, (name, process) in enumerate(PROCESSES.items()):
         start, stop = numbers.ends(process)
-        for row, kind in enumerate(kinds):
+        for row, kind in enumerate(KINDS):
             times = as_grid(kind).times(process, steps, start, stop, False)
             for axes, along in ((panels[0, column], times), (panels[1, column], process.lam(times))):
                 axes.plot(along, [row] * len(times), "|", ms=11, mew=1.6, color=BLUE)
@@ -131,8 +141,23 @@ def grids(steps: int = 10) -> Canvas:
         panels[1, column].set(xlabel="$\\lambda$")
         panels[0, column].invert_xaxis()
     for axes in panels[:, 0]:
-        axes.set_yticks(range(len(kinds)), kinds)
-        axes.set_ylim(len(kinds) - 0.5, -0.5)
+        axes.set_yticks(range(len(KINDS)), KINDS)
+        axes.set_ylim(len(KINDS) - 0.5, -0.5)
+    return figure
+
+
+def grid_errors(evaluations: tuple[int, ...] = (5, 8, 10, 15, 20, 30, 50)) -> Canvas:
+    """Error of one solver on every kind of grid."""
+    figure, panels = new(1, 3, (10.0, 3.8), sharey=True)
+    for axes, (title, process) in zip(panels, PROCESSES.items(), strict=True):
+        for kind, colour in zip(KINDS, COLOURS, strict=False):
+            solver = {kind: DEIS(degree=3, space="lam")}
+            values = numbers.by_budget(numbers.SMOOTH, process, solver, evaluations, kind)[kind]
+            axes.plot(evaluations, values, "o-", color=colour, label=kind, lw=1.3, ms=3)
+        axes.set(xscale="log", yscale="log", xlabel="evaluations", title=title)
+        _plain(axes.xaxis, (5, 10, 20, 50))
+    panels[0].set(ylabel="RMS error", ylim=(5e-5, 3.0))
+    panels[0].legend(loc="lower left")
     return figure
 
 
@@ -154,8 +179,8 @@ def fans(points: int = 120) -> Canvas:
     shown: tuple[tuple[str, Solver, int], ...] = (
         ("DDIM, 6 evaluations", DDIM(), 6),
         ("DPM-Solver-2, 6 evaluations", DPM(published=True), 6),
-        ("DEIS-2 in $\\lambda$, 6 evaluations", DEIS(space="lam"), 6),
-        ("DEIS-2 in $\\lambda$, 12 evaluations", DEIS(space="lam"), 12),
+        ("DEIS-3 in $\\lambda$, 6 evaluations", DEIS(degree=3, space="lam"), 6),
+        ("DEIS-3 in $\\lambda$, 12 evaluations", DEIS(degree=3, space="lam"), 12),
     )
     process = VP()
     figure, panels = new(2, 2, (8.4, 6.0), sharex=True, sharey=True)

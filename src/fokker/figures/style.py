@@ -15,7 +15,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-__all__ = ["BLUE", "DARK", "GREEN", "GREY", "LIGHT", "ORANGE", "PURPLE", "RED", "SKY", "arrow", "new", "save", "style"]
+__all__ = [
+    "BLUE",
+    "COLOURS",
+    "DARK",
+    "GREEN",
+    "GREY",
+    "LIGHT",
+    "ORANGE",
+    "PURPLE",
+    "RED",
+    "SKY",
+    "arrow",
+    "new",
+    "save",
+    "style",
+]
 
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 GREY, LIGHT, SKY, DARK = "#555555", "#BBBBBB", "#56B4E9", "#222222"

@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
+from ..errors import ConfigError
 from ..process import VP
 from ..registry import build
 from .base import Solver
@@ -30,6 +31,7 @@ class Entry:
         side: which prediction it holds or interpolates; "" where that is its inner solver's affair.
         when: what it is for, in a line.
         fields: those that make it this one.
+        shown: how a command names it, where its fields are not what one would write (a file of one's own).
     """
 
     kind: str
@@ -37,6 +39,7 @@ class Entry:
     side: str
     when: str
     fields: Mapping[str, Any] = field(default_factory=dict)
+    shown: str = ""
 
     @property
     def solver(self) -> Solver:
@@ -57,13 +60,14 @@ class Entry:
 
 def cost(solver: Solver) -> tuple[Fraction, int] | None:
     """`Entry.cost` of any solver, from its plans of 24 and 48 steps."""
-    if type(solver).prepare is not Solver.prepare:  # it runs without a plan
-        return None
     process = VP()
-    few, many = (
-        solver.plan(process, UniformLam().times(process, steps, process.T, process.t_min, False)).nfe
-        for steps in (24, 48)
-    )
+    try:
+        few, many = (
+            solver.plan(process, UniformLam().times(process, steps, process.T, process.t_min, False)).nfe
+            for steps in (24, 48)
+        )
+    except ConfigError:  # it has no plan
+        return None
     slope = Fraction(many - few, 24)
     return slope, int(few - 24 * slope)
 
@@ -82,8 +86,8 @@ CATALOGUE = (
     Entry("dpm++", SINGLE, "x0", "2S: strong guidance", {"variant": "S"}),
     Entry("exp-euler", SINGLE, "noise", "the book's Eq. 9.1.7, to compare"),
     Entry("exp-heun", SINGLE, "x0", "the book's Eq. 9.4.14, to compare", {"reading": "x0"}),
-    Entry("deis", MULTI, "noise", "5 to 20 evaluations", {"space": "lam"}),
-    Entry("deis", MULTI, "noise", "5 to 20 evaluations, strong guidance too", {"degree": 3}),
+    Entry("deis", MULTI, "noise", "the one to try first, at 5 to 50 evaluations", {"degree": 3, "space": "lam"}),
+    Entry("deis", MULTI, "noise", "tAB-DEIS as published", {"degree": 3}),
     Entry("dpm++", MULTI, "x0", "2M with exact weights"),
     Entry("dpm++", MULTI, "x0", "2M as published: the better 2M to 50 evaluations", {"published": True}),
     Entry("dpm++", MULTI, "x0", "3M: concentrated data, 8 evaluations or more", {"order": 3}),
