@@ -38,13 +38,15 @@ def ends(process: Process) -> tuple[float, float]:
     return min(process.T, process.t_max), process.t_min
 
 
-def times_of(process: Process, solver: Solver, steps: int | None, nfe: int | None, grid: str) -> Tensor:
+def times_of(
+    process: Process, solver: Solver, steps: int | None, nfe: int | None, grid: str, to_zero: bool = False
+) -> Tensor:
     """The times of so many steps, or of the most that make at most `nfe` evaluations."""
     chosen, (start, stop) = as_grid(grid), ends(process)
     if steps is None:
         assert nfe is not None
-        steps = steps_for_nfe(solver, chosen, process, nfe, start, stop, False)
-    return chosen.times(process, steps, start, stop, False)
+        steps = steps_for_nfe(solver, chosen, process, nfe, start, stop, to_zero)
+    return chosen.times(process, steps, start, stop, to_zero)
 
 
 def errors(
@@ -55,10 +57,11 @@ def errors(
     steps: int | None = None,
     nfe: int | None = None,
     grid: str = "lam",
+    to_zero: bool = False,
     n: int = 25,
 ) -> Tensor:
-    """|x - exact| at t_min of n equally likely starts, (n,)."""
-    times, x = times_of(process, solver, steps, nfe, grid), quantiles(process, n)
+    """|x - exact| at t_min, or at 0 after a step by x0, of n equally likely starts, (n,)."""
+    times, x = times_of(process, solver, steps, nfe, grid, to_zero), quantiles(process, n)
     exact = law.flow_map(process, x, float(times[0]), float(times[-1]))
     return (sample(law.denoiser(process), x=x, solver=solver, grid=times, dtype=F64) - exact).abs()[:, 0]
 
@@ -243,11 +246,12 @@ def by_budget(
     budgets: Sequence[int],
     grid: str = "lam",
     median: bool = False,
+    to_zero: bool = False,
 ) -> dict[str, list[float]]:
     """The RMS error (or the median) of each solver at each number of evaluations."""
 
     def one(solver: Solver, nfe: int) -> float:
-        wrong = errors(law, process, solver, nfe=nfe, grid=grid)
+        wrong = errors(law, process, solver, nfe=nfe, grid=grid, to_zero=to_zero)
         return float(wrong.median()) if median else rms(wrong)
 
     return {name: [one(solver, nfe) for nfe in budgets] for name, solver in solvers.items()}

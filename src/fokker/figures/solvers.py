@@ -64,7 +64,8 @@ FIGURES = (
     ),
     Figure(
         "grid-errors",
-        f"Error of DEIS-3 in lam on every kind of grid: the same solver, other times. {LAW}",
+        "Error of DEIS-3 in lam on every kind of grid, at time 0 after a last step by x0 (final=x0): the same solver, "
+        f"other times. {LAW}",
         more.grid_errors,
     ),
     Figure(

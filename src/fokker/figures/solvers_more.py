@@ -152,7 +152,7 @@ def grid_errors(evaluations: tuple[int, ...] = (5, 8, 10, 15, 20, 30, 50)) -> Ca
     for axes, (title, process) in zip(panels, PROCESSES.items(), strict=True):
         for kind, colour in zip(KINDS, COLOURS, strict=False):
             solver = {kind: DEIS(degree=3, space="lam")}
-            values = numbers.by_budget(numbers.SMOOTH, process, solver, evaluations, kind)[kind]
+            values = numbers.by_budget(numbers.SMOOTH, process, solver, evaluations, kind, to_zero=True)[kind]
             axes.plot(evaluations, values, "o-", color=colour, label=kind, lw=1.3, ms=3)
         axes.set(xscale="log", yscale="log", xlabel="evaluations", title=title)
         _plain(axes.xaxis, (5, 10, 20, 50))
