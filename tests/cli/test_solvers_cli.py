@@ -43,7 +43,7 @@ def test_the_table(call: Call) -> None:
     rows = {line.split()[0]: line.split() for line in lines[1:-3] if line.startswith("   ")}
     assert len(rows) == len(CATALOGUE)
     assert rows["dpm:order=3"][1:5] == ["3", "3", "noise", "no"]
-    assert rows["dpm++:variant=S"][1:5] == ["2", "2", "x0", "no"]
+    assert rows["dpm++:variant=S,published=true"][1:5] == ["2", "2", "x0", "no"]
     assert rows["unipc"][1:5] == ["4", "1", "x0", "no"]
     assert rows["ancestral"][1:5] == ["1", "1", "x0", "yes"]
     assert rows["restart"][1:4] == ["2", "2", "yes"]
@@ -57,7 +57,7 @@ def test_one_solver(call: Call) -> None:
     for part in ("DPM-Solver++: data side", "S, M", "a whole number >= 1 and <= 3", "ramp, single", "true, false"):
         assert part in out
     assert "a number > 0 and <= 1, or null" in out
-    assert "fokker sample RUN --solver dpm++:variant=S --nfe 20" in out.splitlines()
+    assert "fokker sample RUN --solver dpm++:variant=S,published=true --nfe 20" in out.splitlines()
     out = call("solvers", "restart").out
     assert "heun:space=rho" in out and "a solver: its kind, or {kind: ..., field: value}" in out
     assert "a list of [a number, a number, a whole number, a whole number]" in out

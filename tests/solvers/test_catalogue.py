@@ -62,6 +62,7 @@ def test_orders_are_the_solvers() -> None:
         assert entries(kind)[0].order == order
     assert {str(entry.solver): entry.order for entry in entries("deis")} == {
         str(DEIS(degree=3, space="lam")): 4,
+        str(DEIS(space="lam")): 3,
         str(DEIS(degree=3)): 4,
     }
 
