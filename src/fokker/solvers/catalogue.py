@@ -104,7 +104,7 @@ CATALOGUE = (
     Entry("ddim", SDE, "x0", "ancestral sampling in DDIM's family", {"eta": 1.0}),
     Entry("euler-maruyama", SDE, "x0", "the reverse SDE as it stands, thousands of steps"),
     Entry("edm-stochastic", SDE, "noise", "EDM's churn (--grid karras), hundreds of evaluations"),
-    Entry("restart", SDE, "", "a learned model's errors: noise added and solved away again"),
+    Entry("restart", SDE, "", "a learned model's errors: noise in, solved out again"),
     Entry("predictor-corrector", LANGEVIN, "", "a Langevin step after every step of another solver"),
     Entry("annealed-langevin", LANGEVIN, "noise", "NCSN's sampler: few levels, many steps at each"),
 )
