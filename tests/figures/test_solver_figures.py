@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -244,3 +247,13 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError, match=r"matplotlib is needed here .*fokker\[plot\]"):
         draw("solvers", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; from fokker.cli import main; sys.argv[1:] = %r; main()"
+    env = os.environ | {"PYTHONPATH": str(Path(fk.__file__).parents[1])}
+    for args in (["figures", "solvers", "-o", str(tmp_path / "x")], ["figures"]):
+        done = subprocess.run([sys.executable, "-c", code % args], capture_output=True, text=True, env=env, timeout=100)
+        assert done.returncode == 2 and done.stderr.startswith("fokker: matplotlib is needed here"), done.stderr
+        assert "fokker[plot]" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "x").exists()

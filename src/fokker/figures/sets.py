@@ -78,8 +78,6 @@ def draw(
         FileError: a file exists, or cannot be written; nothing is drawn then.
         MissingExtraError: matplotlib is not installed (extra `plot`).
     """
-    from .style import save, style
-
     figures = figures_of(name)
     names = [figure.name for figure in figures]
     for wanted in only:
@@ -94,6 +92,8 @@ def draw(
     there = [path for path in (folder / INDEX, *files.values()) if path.exists()]
     if there and not overwrite:
         raise FileError(f"{there[0]} exists and is left as it is; choose another folder, or overwrite")
+    from .style import save, style  # needs matplotlib, which is known to be there by now
+
     with style():
         for figure in chosen:
             if progress is not None:
