@@ -14,7 +14,7 @@ from .prediction import READINGS, Denoiser, Prediction, Reading, coefficients, e
 from .process import DiscreteVP, Process, as_time, clocks, expand
 from .registry import build
 
-__all__ = ["NetDenoiser", "View", "null_like", "repeat_cond", "to_process"]
+__all__ = ["NetDenoiser", "View", "null_like", "repeat_cond", "take_cond", "to_process"]
 
 TIME_INPUTS = {
     "t": "t / T, in [0, 1]",
@@ -49,6 +49,15 @@ def repeat_cond(cond: Any, n: int) -> Any:
     if len(value) != n:
         raise ConfigError(f"cond: given {len(value)} rows for {n} samples; give one value, or one row per sample")
     return value
+
+
+def take_cond(cond: Any, rows: Tensor) -> Any:
+    """The rows (integers) of a condition that `repeat_cond` made, on their device; what is no tensor stays."""
+    if isinstance(cond, dict):
+        return {name: take_cond(value, rows) for name, value in cond.items()}
+    if isinstance(cond, (list, tuple)):
+        return type(cond)(take_cond(value, rows) for value in cond)
+    return cond.to(rows.device)[rows] if isinstance(cond, Tensor) else cond
 
 
 @recorded

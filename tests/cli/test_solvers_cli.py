@@ -135,6 +135,10 @@ def test_nfe_in_a_recipe(call: Call, run: Path) -> None:
     assert np.array_equal(np.load("y.npy"), fk.sample(load(run), steps=2, **keys).numpy())
     way = settle(load(run), Sampling(nfe=6, grid={"kind": "times", "values": [1.0, 0.0]}))
     assert way.options["nfe"] is None and way.options["steps"] is None
+    for solver in ({"kind": "dpm", "nfe": 7}, "adaptive"):  # they have steps of their own
+        way = settle(load(run), Sampling(), solver=solver)
+        assert way.options["nfe"] is None and way.options["steps"] is None
+        assert way(2)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("nfe", [3, 8])

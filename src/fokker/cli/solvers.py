@@ -31,7 +31,7 @@ def solvers(
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=130)
     if name is None:
         console.print(_table(CATALOGUE))
         typer.echo("order: global, weak where noise is drawn; of multistep solvers, above 2 with start=single")

@@ -103,10 +103,11 @@ class Sharding:
         if cond is not None and (cond.ndim < 1 or not len(cond)):
             raise ConfigError(f"cond: given shape {tuple(cond.shape)}, must be rows (m, ...), at least one")
         self.n, self.batch_size, self.shards = n, batch_size, shards(n, size)
-        solver, grid = build("solver", "ddim" if solver is None else solver), as_grid("lam" if grid is None else grid)
-        if steps is None and nfe is None and not isinstance(grid, Times):
-            steps = DEFAULT_STEPS
-        self.keys = {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}
+        method: Solver = build("solver", "ddim" if solver is None else solver)
+        grid = as_grid("lam" if grid is None else grid)
+        if steps is None and nfe is None and not isinstance(grid, Times) and not method.own_steps:
+            steps = method.fixed_steps(final == "x0") or DEFAULT_STEPS
+        self.keys = {"solver": method, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}
         self.keys |= {"shape": event}
         self.keys |= {"brownian": True} if brownian else {}  # folders without it are as they were
         settings = {name: spec(value, path=name, inline=2**20) for name, value in self.keys.items()} | dict(about or {})

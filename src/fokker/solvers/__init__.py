@@ -1,9 +1,10 @@
 """Solvers: recipes of coefficients that turn (process, grid) into a plan, and the one engine that runs every plan."""
 
+from .adaptive import Adaptive, Solution
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
-from .deis import DEIS
+from .deis import DEIS, LMS
 from .dpm import DPM, DPMpp
 from .grid import (
     Angle,
@@ -21,21 +22,27 @@ from .grid import (
     as_grid,
 )
 from .langevin import AnnealedLangevin, PredictorCorrector
+from .picard import Picard, PicardSolution
 from .plan import Plan, Stage, Step
 from .pndm import PNDM
 from .restart import Restart
 from .rk import RK4, Euler, Heun
 from .run import bind, run
+from .sa import SA
 from .sde import EDMStochastic, EulerMaruyama
 from .semilinear import ExpEuler, ExpHeun
+from .taylor import Taylor
 from .unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DEIS",
     "DPM",
+    "LMS",
     "PNDM",
     "RK4",
+    "SA",
+    "Adaptive",
     "Ancestral",
     "Angle",
     "AnnealedLangevin",
@@ -51,14 +58,18 @@ __all__ = [
     "Karras",
     "Leading",
     "Linspace",
+    "Picard",
+    "PicardSolution",
     "Plan",
     "PredictorCorrector",
     "Quadratic",
     "Restart",
     "Shift",
+    "Solution",
     "Solver",
     "Stage",
     "Step",
+    "Taylor",
     "Times",
     "Trailing",
     "UniPC",

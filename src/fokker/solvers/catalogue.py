@@ -48,8 +48,10 @@ class Entry:
 
     @property
     def order(self) -> int:
-        """Global order of convergence, weak where it draws noise; a corrector is worth one more."""
+        """Global order of convergence, weak where it draws noise (at most 2); a corrector is worth one more."""
         made = self.solver
+        if made.stochastic:
+            return min(made.order, 2)
         return made.order + (isinstance(made, UniPC) and made.corrector)
 
     @property
@@ -73,13 +75,14 @@ def cost(solver: Solver) -> tuple[Fraction, int] | None:
 
 
 RUNGE_KUTTA, SINGLE, MULTI = "Runge-Kutta", "exponential, single-step", "exponential, multistep"
-SDE, LANGEVIN = "stochastic", "Langevin"
+SDE, LANGEVIN, PARALLEL = "stochastic", "Langevin", "parallel in time"
 
 CATALOGUE = (
     Entry("euler", RUNGE_KUTTA, "velocity", "a baseline; DDIM where alpha, sigma are affine in t"),
     Entry("heun", RUNGE_KUTTA, "velocity", "the second-order baseline"),
     Entry("heun", RUNGE_KUTTA, "noise", "EDM's deterministic sampler (--grid karras)", {"space": "rho"}),
     Entry("rk4", RUNGE_KUTTA, "velocity", "a reference, at hundreds of evaluations"),
+    Entry("adaptive", RUNGE_KUTTA, "v", "an accuracy rather than a budget"),
     Entry("ddim", SINGLE, "both", "encoding, editing, a first look; never far off"),
     Entry("dpm", SINGLE, "noise", "DPM-Solver-2 as published; not under guidance", {"published": True}),
     Entry("dpm", SINGLE, "noise", "DPM-Solver-3 as published; not under guidance", {"order": 3}),
@@ -90,6 +93,7 @@ CATALOGUE = (
         "2S as published: strong guidance, 10 evaluations",
         {"variant": "S", "published": True},
     ),
+    Entry("taylor", SINGLE, "noise", "a reference with exact derivatives; slow", {"order": 2}),
     Entry("exp-euler", SINGLE, "noise", "the book's Eq. 9.1.7, to compare"),
     Entry("exp-heun", SINGLE, "x0", "the book's Eq. 9.4.14, to compare", {"reading": "x0"}),
     Entry("deis", MULTI, "noise", "the one to try first, at 5 to 50 evaluations", {"degree": 3, "space": "lam"}),
@@ -100,6 +104,10 @@ CATALOGUE = (
     Entry("dpm++", MULTI, "x0", "3M: the data side at 50 evaluations", {"order": 3}),
     Entry("unipc", MULTI, "x0", "50 evaluations or more"),
     Entry("pndm", MULTI, "noise", "PLMS as published; 5 to 15 evaluations"),
+    Entry("lms", MULTI, "noise", "k-diffusion's LMS; order 2 in the limit"),
+    Entry("picard", PARALLEL, "", "latency: another's steps together, DDIM's by default"),
+    Entry("sa", SDE, "x0", "a little noise at 10 to 20 evaluations"),
+    Entry("dpm++", SDE, "x0", "SDE-DPM-Solver++(2M)", {"sde": True}),
     Entry("ancestral", SDE, "x0", "DDPM's sampler, hundreds of steps"),
     Entry("ddim", SDE, "x0", "ancestral sampling in DDIM's family", {"eta": 1.0}),
     Entry("euler-maruyama", SDE, "x0", "the reverse SDE as it stands, thousands of steps"),

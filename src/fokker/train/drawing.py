@@ -118,10 +118,12 @@ def settle(
     if options is not None:
         solver = options.solver if solver is None else solver
         grid = options.grid if grid is None else grid
-        if steps is None and nfe is None and not isinstance(as_grid(grid), Times):
+        chosen: Solver = build("solver", solver)
+        own = chosen.own_steps or chosen.fixed_steps(to_zero=True) is not None
+        if steps is None and nfe is None and not own and not isinstance(as_grid(grid), Times):
             steps, nfe = options.steps, options.nfe
     if brownian:
-        chosen: Solver = DDIM() if solver is None else build("solver", solver)
+        chosen = DDIM() if solver is None else build("solver", solver)
         if not chosen.stochastic:
             raise ConfigError(f"brownian: given, but {chosen} draws no noise; leave it, or give a stochastic solver")
     guided: Denoiser = denoiser if rows is None or scale == 1.0 else CFG(denoiser, scale)
