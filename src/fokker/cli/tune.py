@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, FileError
-from .grids import SUFFIXES, parse_component
+from .grids import SUFFIXES, parse_component, written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,7 @@ def tune(
         f"{cost} evaluations of {chosen}, on {n} noises not tuned on; {_verdict(errors[least], fresh(found), least)}"
     )
     typer.echo(f"times: {output}")
-    again = ["fokker", "sample", run, "--solver", _written(chosen), "--grid", str(output)]
+    again = ["fokker", "sample", run, "--solver", written(chosen), "--grid", str(output)]
     for option, given in (("--label", label), ("--cond", cond), ("--guidance", guidance)):
         again += [] if given is None else [option, str(given)]
     typer.echo(f"use it: {shlex.join(again)}")
@@ -125,13 +125,3 @@ def _text(times: Tensor, head: str, suffix: str) -> str:
         return body + "\n"
     lines = "\n".join(f"- {value!r}" for value in times.tolist())
     return f"# times found by fokker tune {head}\nkind: times\nvalues:\n{lines}\n"
-
-
-def _written(solver: Any) -> str:
-    """A solver as `--solver` reads it."""
-    from ..registry import spec
-
-    fields = spec(solver)
-    kind = fields.pop("kind")
-    values = ",".join(f"{name}={value}" for name, value in fields.items())
-    return f"{kind}:{values}" if values else str(kind)
