@@ -84,6 +84,7 @@ KINDS: dict[str, dict[str, str]] = {
         "deis": "fokker.solvers:DEIS",
         "dpm": "fokker.solvers:DPM",
         "dpm++": "fokker.solvers:DPMpp",
+        "dpmv3": "fokker.solvers:DPMv3",
         "exp-euler": "fokker.solvers:ExpEuler",
         "exp-heun": "fokker.solvers:ExpHeun",
         "pndm": "fokker.solvers:PNDM",

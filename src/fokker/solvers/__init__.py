@@ -5,6 +5,7 @@ from .base import Solver, steps_for_nfe
 from .ddim import DDIM
 from .deis import DEIS
 from .dpm import DPM, DPMpp
+from .dpmv3 import DPMv3, Statistics
 from .grid import (
     Angle,
     Beta,
@@ -41,6 +42,7 @@ __all__ = [
     "AnnealedLangevin",
     "Beta",
     "DPMpp",
+    "DPMv3",
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
@@ -58,6 +60,7 @@ __all__ = [
     "Shift",
     "Solver",
     "Stage",
+    "Statistics",
     "Step",
     "Times",
     "Trailing",
