@@ -31,6 +31,7 @@ from .solvers import DPMpp, Solver, Statistics, Times
 __all__ = ["compute_statistics"]
 
 FLAT = 1e-9  # below this share of the variance of its parts, f is taken for constant: a = 0
+ROUNDING = 1e-13  # and this share of their second moments, which float32 makes of a constant
 DELTA = 0.05  # in lam, of the differences in time
 
 
@@ -238,7 +239,8 @@ class _Moments:
         cov = mean - mean[:, :1].transpose(1, 2) * mean[:, :1]
         spread = torch.einsum("ki...,kij...,kj...->k...", f, cov, f)
         joint = torch.einsum("ki...,kij...,kj...->k...", f, cov, slope)
-        flat = spread <= FLAT * torch.einsum("ki...,kii...->k...", f.square(), cov)
+        parts = FLAT * cov + ROUNDING * mean
+        flat = spread <= torch.einsum("ki...,kii...->k...", f.square(), parts)
         a = torch.where(flat, zero, joint / torch.where(flat, one, spread))
         first = mean[:, 0]
         b = (slope * first).sum(1) - a * (f * first).sum(1)
