@@ -12,7 +12,7 @@ Only the moments of (1, y, m, m') and the diagonal are kept, so that one pass se
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy.interpolate import CubicSpline
@@ -23,7 +23,6 @@ from .component import Array
 from .denoiser import repeat_cond
 from .errors import ConfigError
 from .prediction import Denoiser
-from .process import as_time, expand
 from .registry import build
 from .sampling import device_of, sample
 from .solvers import DPMpp, Solver, Statistics, Times
@@ -42,7 +41,7 @@ def compute_statistics(
     n: int = 1024,
     points: int = 120,
     probes: int = 1,
-    per: Literal["coordinate", "event"] = "coordinate",
+    per: str = "event",
     solver: Solver | str | dict[str, Any] | None = None,
     steps: int = 200,
     cond: Any = None,
@@ -64,7 +63,7 @@ def compute_statistics(
         n: how many samples.
         points: K >= 4, how many lam.
         probes: random signs per state for l.
-        per: a number per "coordinate", or one for the whole "event", which needs far fewer samples.
+        per: "event" for one number each, which few samples give well, or "coordinate" for one per coordinate.
         solver, steps: what draws the states, at least in that many steps; default DPMpp(order=2).
         cond: as in `sample`.
         seed: of the noises, the probes and the starts.
@@ -78,7 +77,12 @@ def compute_statistics(
     """
     shape = tuple(data.shape[1:] if data is not None else denoiser.shape if shape is None else shape)
     n = n if data is None else min(n, len(data))
-    for name, value, least in (("n", n, 2), ("points", points, 4), ("probes", probes, 1), ("batch_size", batch_size, 1)):
+    for name, value, least in (
+        ("n", n, 2),
+        ("points", points, 4),
+        ("probes", probes, 1),
+        ("batch_size", batch_size, 1),
+    ):
         if value < least:
             raise ConfigError(f"{name}: given {value}, must be at least {least}")
     if per not in ("coordinate", "event"):
@@ -230,7 +234,7 @@ class _Moments:
     def statistics(self) -> Statistics:
         """The tables."""
         mean = self.sums / self.sums[:, :1, :1]
-        l = 1.0 - self.diagonal / self.sums[:, 0, 0]  # noqa: E741
+        l = 1.0 - self.diagonal / self.sums[:, 0, 0]
         spline = CubicSpline(self.lam.numpy(), l.cpu().numpy(), axis=0)
         d_l = torch.from_numpy(spline(self.lam.numpy(), 1)).to(l)
         zero, one = torch.zeros_like(l), torch.ones_like(l)

@@ -23,7 +23,7 @@ import itertools
 import math
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class Statistics:
     """
 
     lam: Array
-    l: Array  # noqa: E741  (the paper's letter)
+    l: Array
     a: Array
     b: Array
 
@@ -94,7 +94,7 @@ class Statistics:
     @cached_property
     def splines(self) -> tuple[Any, Any, Any]:
         """(int l, int a, b) as functions of lam."""
-        l, a, b = (CubicSpline(self.lam.value.numpy(), t.value.numpy(), axis=0) for t in (self.l, self.a, self.b))  # noqa: E741
+        l, a, b = (CubicSpline(self.lam.value.numpy(), t.value.numpy(), axis=0) for t in (self.l, self.a, self.b))
         return l.antiderivative(), a.antiderivative(), b
 
     def save(self, path: str | Path) -> None:
@@ -339,9 +339,7 @@ class _Compiler:
                 whole = update
                 if due is not None:
                     extra = [value * update.carry for value in due[:-1]]
-                    added = [
-                        w + e for w, e in itertools.zip_longest(update.weights, extra, fillvalue=torch.zeros(()))
-                    ]
+                    added = [w + e for w, e in itertools.zip_longest(update.weights, extra, fillvalue=torch.zeros(()))]
                     whole = update._replace(weights=tuple(added), offset=update.offset + due[-1] * update.carry)
                 used = [(i - j) % slots for j in range(len(whole.weights))]
                 out = self.terms(whole, self.scale[i], self.scale[i + 1], used)
