@@ -91,8 +91,11 @@ def compute_statistics(
         raise ConfigError("shape: this denoiser does not know the shape of an event; give shape=(...)")
     device = device_of(denoiser) if device is None else torch.device(device)
     found = _Moments(denoiser, shape, points, probes, per, seed, device)
+    drawer = DPMpp() if solver is None else build("solver", solver)
+    if drawer.stochastic:
+        raise ConfigError(f"solver: given {drawer}, which draws noise; the statistics are those of the flow")
     rows, cond = torch.arange(n, device=device), repeat_cond(cond, n)
-    way = None if data is not None else _Flow(found, build("solver", solver) if solver is not None else DPMpp(), steps)
+    way = None if data is not None else _Flow(found, drawer, steps)
     with torch.no_grad():
         for part in torch.split(rows, batch_size):
             told = _rows(cond, part)
