@@ -6,6 +6,8 @@ In y = x / alpha, with m the prediction of x0 and ' the derivative in lam along 
     f = (1 - l) y - m,      f' = (1 - l) (m - y) - l' y - m'
     a = Cov(f, f') / Var(f),        b = E f' - a E f                   the regression of f' on f
 
+Towards the noisy end f becomes constant and its regression all error; there a is held, and 0 for Gaussian data.
+
 Only the moments of (1, y, m, m') and the diagonal are kept, so that one pass serves l, l', a and b.
 """
 
@@ -29,7 +31,7 @@ from .solvers import DPMpp, Solver, Statistics, Times
 
 __all__ = ["compute_statistics"]
 
-FLAT = 1e-9  # below this share of the variance of its parts, f is taken for constant: a = 0
+FLAT = 2e-4  # with less than this share of its parts' variance, f is taken for constant: a is that of the next lam
 ROUNDING = 1e-13  # and this share of their second moments, which float32 makes of a constant
 DELTA = 0.05  # in lam, of the differences in time
 
@@ -246,9 +248,14 @@ class _Moments:
         cov = mean - mean[:, :1].transpose(1, 2) * mean[:, :1]
         spread = torch.einsum("ki...,kij...,kj...->k...", f, cov, f)
         joint = torch.einsum("ki...,kij...,kj...->k...", f, cov, slope)
-        parts = FLAT * cov + ROUNDING * mean
-        flat = spread <= torch.einsum("ki...,kii...->k...", f.square(), parts)
+        noise = torch.stack([zero, one, -one, zero], 1)  # f = (1 - l) y - m = (y - m) - l y
+        sizes = (f.square() * torch.diagonal(cov, dim1=1, dim2=2).movedim(-1, 1)).sum(1)
+        others = torch.einsum("ki...,kij...,kj...->k...", noise, cov, noise) + l**2 * cov[:, 1, 1]
+        rounding = ROUNDING * (f.square() * torch.diagonal(mean, dim1=1, dim2=2).movedim(-1, 1)).sum(1)
+        flat = spread <= FLAT * torch.minimum(sizes, others) + rounding
         a = torch.where(flat, zero, joint / torch.where(flat, one, spread))
+        for k in reversed(range(len(a) - 1)):
+            a[k] = torch.where(flat[k], a[k + 1], a[k])
         first = mean[:, 0]
         b = (slope * first).sum(1) - a * (f * first).sum(1)
         return Statistics(*(Array(value) for value in (self.lam, l, a, b)))

@@ -67,7 +67,9 @@ def test_a_gaussian_in_one_step(process: Process, source: str) -> None:
     exact = c * MEAN + ((c * c * VAR + d * d) / (a * a * VAR + s * s)).sqrt() * (x - a * MEAN)
     keys: dict[str, Any] = {"x": x, "grid": [start, stop]}
     got = fk.sample(denoiser, solver=DPMv3(found, order=1), **keys)
-    torch.testing.assert_close(got, exact, rtol=0, atol=1e-6 if source == "data" else 1e-5)
+    torch.testing.assert_close(
+        got, exact, rtol=0, atol=1e-6 if source == "data" and not isinstance(process, Flow) else 3e-5
+    )
     assert float((fk.sample(denoiser, solver=DDIM(), **keys) - exact).abs().max()) > 0.5
     pooled = compute_statistics(denoiser, data, n=6, points=points, steps=60, dtype=F64)
     torch.testing.assert_close(pooled.l.value, want.mean(1), rtol=0, atol=1e-12)
@@ -109,17 +111,17 @@ def by_quadrature(lam: np.ndarray) -> tuple[np.ndarray, ...]:
 
 @pytest.mark.parametrize("source", ["data", "flow"])
 def test_a_mixture_by_quadrature(source: str) -> None:
-    """Within four standard errors, which sixteen seeds tell."""
+    """Within four standard errors, which eight seeds tell."""
     process = VP()
     denoiser = mixture(process, shape=(1,))
     runs = []
-    for seed in range(16):
+    for seed in range(8):
         data = denoiser.sample_data(400, 100 + seed) if source == "data" else None
-        found = compute_statistics(denoiser, data, n=400, points=21, steps=100, batch_size=400, seed=seed, dtype=F64)
+        found = compute_statistics(denoiser, data, n=400, points=15, steps=56, batch_size=400, seed=seed, dtype=F64)
         runs.append(torch.stack([found.l.value, found.a.value, found.b.value]).numpy())
     runs_ = np.array(runs)
     want = np.array(by_quadrature(found.lam.value.numpy()))
-    error = runs_.std(0, ddof=1) / 4.0
+    error = runs_.std(0, ddof=1) / math.sqrt(8)
     # the regression's ratio has a bias of order 1 / n, and a flow of 100 steps its own: a floor beside the errors
     floor = np.array([[1e-3], [2e-2], [1e-2]])
     assert (np.abs(runs_.mean(0) - want) < 4 * error + floor)[:, 1:-1].all()
@@ -130,10 +132,10 @@ def test_the_regression_explains() -> None:
     """On fresh states f' - a f - b varies less than f', and v3 then errs less than DDIM at equal steps."""
     process = VP()
     denoiser = mixture(process, shape=(1,))
-    found = compute_statistics(denoiser, n=400, points=61, dtype=F64)
+    found = compute_statistics(denoiser, n=300, points=41, steps=40, dtype=F64)
     x = process.prior((1,), n=200, seed=9, t=1.0, dtype=F64)
     keys: dict[str, Any] = {"x": x, "final": "t_min"}
-    fine = fk.sample(denoiser, solver=DPMpp(), steps=1500, **keys)
+    fine = fk.sample(denoiser, solver=DPMpp(), steps=400, **keys)
 
     def error(solver: Any, steps: int) -> float:
         return float((fk.sample(denoiser, solver=solver, steps=steps, **keys) - fine).square().mean().sqrt())
@@ -172,7 +174,7 @@ def test_networks_guidance_and_keys() -> None:
         for p in net.parameters():
             p.add_(0.2 * torch.randn_like(p))
     denoiser = fk.NetDenoiser(net, VP(), predict="v", time="log_sigma", shape=(2,))
-    keys: dict[str, Any] = {"n": 12, "points": 9, "steps": 8, "per": "coordinate"}
+    keys: dict[str, Any] = {"n": 12, "points": 5, "steps": 8, "per": "coordinate"}
     told: list[int] = []
     one = compute_statistics(denoiser, batch_size=5, progress=told.append, **keys)
     assert told == [5, 5, 2]
@@ -181,14 +183,14 @@ def test_networks_guidance_and_keys() -> None:
     torch.testing.assert_close(one.l.value, whole.l.value, rtol=0, atol=1e-5)
     torch.testing.assert_close(one.a.value, whole.a.value, rtol=1e-3, atol=1e-3)
     # l is the mean diagonal of sigma dnoise/dx, by autograd
-    k = 4
+    k = 2
     t = float(VP().time(whole.lam.value[k]))
     grid = UniformLam().times(VP(), 8, VP().T, VP().t_min, False)
     _, states = fk.trajectory(denoiser, n=12, solver=DPMpp(), grid=grid)
-    jacobian = torch.func.vmap(torch.func.jacfwd(lambda x: denoiser(x[None], t).noise[0]))(states[k])
+    jacobian = torch.func.vmap(torch.func.jacfwd(lambda x: denoiser(x[None], t).noise[0]))(states[2 * k])
     want = float(VP().sigma(t)) * jacobian.diagonal(dim1=1, dim2=2).mean(0)
-    many = compute_statistics(denoiser, **keys, probes=200)
-    torch.testing.assert_close(many.l.value[k].float(), want, rtol=0, atol=0.02)
+    many = compute_statistics(denoiser, **keys, probes=60)
+    torch.testing.assert_close(many.l.value[k].float(), want, rtol=0, atol=0.03)
     assert whole != compute_statistics(denoiser, seed=1, **keys)
     labels = torch.arange(12) % 2
     guided = compute_statistics(CFG(denoiser, 2.0), cond=labels, batch_size=5, **keys)
