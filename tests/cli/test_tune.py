@@ -148,7 +148,7 @@ def test_statistics_then_sample(call: Call, run: Path) -> None:
     found = Statistics.load("s.safetensors")
     assert found == want and found.shape == ()
     assert (
-        "statistics of 4 samples at 120 values of lam: s.safetensors" in result.out and not Path("grid.yaml").exists()
+        "statistics of 3 samples at 120 values of lam: s.safetensors" in result.out and not Path("grid.yaml").exists()
     )
     told = shlex.split(result.out.split("use it: ")[1])
     assert told[3:] == ["--solver", "dpmv3:statistics=s.safetensors,order=2,corrector=true", "--guidance", "2.0"]
