@@ -31,7 +31,8 @@ from .solvers import DPMpp, Solver, Statistics, Times
 
 __all__ = ["compute_statistics"]
 
-FLAT = 2e-4  # with less than this share of its parts' variance, f is taken for constant: a is that of the next lam
+FLAT = 1e-4  # from the noisy end to where f has this share of its parts' variance, a is held: there it is all error
+CONSTANT = 1e-9  # with less than this share f is taken for constant anywhere
 ROUNDING = 1e-13  # and this share of their second moments, which float32 makes of a constant
 DELTA = 0.05  # in lam, of the differences in time
 
@@ -252,7 +253,9 @@ class _Moments:
         sizes = (f.square() * torch.diagonal(cov, dim1=1, dim2=2).movedim(-1, 1)).sum(1)
         others = torch.einsum("ki...,kij...,kj...->k...", noise, cov, noise) + l**2 * cov[:, 1, 1]
         rounding = ROUNDING * (f.square() * torch.diagonal(mean, dim1=1, dim2=2).movedim(-1, 1)).sum(1)
-        flat = spread <= FLAT * torch.minimum(sizes, others) + rounding
+        constant = spread <= rounding + CONSTANT * torch.minimum(sizes, others)
+        edge = (spread <= rounding + FLAT * torch.minimum(sizes, others)).cumprod(0).bool()  # from the noisy end on
+        flat = constant | edge
         a = torch.where(flat, zero, joint / torch.where(flat, one, spread))
         for k in reversed(range(len(a) - 1)):
             a[k] = torch.where(flat[k], a[k + 1], a[k])

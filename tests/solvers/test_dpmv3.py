@@ -42,7 +42,7 @@ def wavy(event: tuple[int, ...] = ()) -> Statistics:
     )
 
 
-@pytest.mark.parametrize("process", [VP(), EDM(), Flow(), Trig()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("process", [VP(), EDM(), Flow()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("event", [(), (1,)], ids=["number", "array"])
 def test_special_cases(process: Process, event: tuple[int, ...]) -> None:
     """(0, -1, 0) is the noise side, (1, 0, 0) the data side, with the corrector UniPC."""
