@@ -9,8 +9,8 @@ coordinate) and base point s, everything elementwise,
 
 and the solver puts the polynomial in lam through the newest stored g into (3). (l, a, b) = (0, -1, 0) is multistep
 DPM-Solver, (1, 0, 0) multistep DPM-Solver++, both with exact weights; the fitted l, a, b make g' small (`Statistics`).
-The book's (9.7.4)-(9.7.15) print +N for -N, E from the wrong end, N without 1/alpha and the rows of R in another order
-than its right-hand side; none of these converges at the stated order.
+The book's (9.7.4)-(9.7.15) print +N for -N, E from the wrong end, and the rows of R in another order than its
+right-hand side, which do not converge at the stated order, and N without 1/alpha, which spoils the special cases.
 
 Beyond the noisy end of the tables l = 1 and f stays what it is, so that a step may start where alpha = 0. Beyond their
 clean end l = 0 and the noise stays: from there the last step, to time 0, is the x0 step every solver takes, and from
