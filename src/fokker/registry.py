@@ -85,6 +85,7 @@ KINDS: dict[str, dict[str, str]] = {
         "dpm": "fokker.solvers:DPM",
         "dpm++": "fokker.solvers:DPMpp",
         "lms": "fokker.solvers:LMS",
+        "dpmv3": "fokker.solvers:DPMv3",
         "exp-euler": "fokker.solvers:ExpEuler",
         "exp-heun": "fokker.solvers:ExpHeun",
         "taylor": "fokker.solvers:Taylor",

@@ -17,7 +17,7 @@ def test_every_kind_of_solver_has_a_row_and_no_two_rows_are_one() -> None:
     assert len({str(entry.solver) for entry in CATALOGUE}) == len(CATALOGUE)
     for entry in CATALOGUE:
         assert entry in entries(entry.kind)
-        assert entry.when and entry.family and entry.side in ("", "both", "noise", "x0", "velocity", "v")
+        assert entry.when and entry.family and entry.side in ("", "both", "noise", "x0", "velocity", "v", "fitted")
 
 
 @pytest.mark.parametrize(

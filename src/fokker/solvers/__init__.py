@@ -6,6 +6,7 @@ from .base import Solver, steps_for_nfe
 from .ddim import DDIM
 from .deis import DEIS, LMS
 from .dpm import DPM, DPMpp
+from .dpmv3 import DPMv3, Statistics
 from .grid import (
     Angle,
     Beta,
@@ -48,6 +49,7 @@ __all__ = [
     "AnnealedLangevin",
     "Beta",
     "DPMpp",
+    "DPMv3",
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
@@ -68,6 +70,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Stage",
+    "Statistics",
     "Step",
     "Taylor",
     "Times",

@@ -11,12 +11,13 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
+from ..component import Array
 from ..errors import ConfigError
 from ..process import VP
 from ..registry import build
 from .base import Solver
+from .dpmv3 import Statistics
 from .grid import UniformLam
-from .unipc import UniPC
 
 __all__ = ["CATALOGUE", "Entry", "entries"]
 
@@ -52,7 +53,7 @@ class Entry:
         made = self.solver
         if made.stochastic:
             return min(made.order, 2)
-        return made.order + (isinstance(made, UniPC) and made.corrector)
+        return made.order + bool(getattr(made, "corrector", False))
 
     @property
     def cost(self) -> tuple[Fraction, int] | None:
@@ -74,6 +75,7 @@ def cost(solver: Solver) -> tuple[Fraction, int] | None:
     return slope, int(few - 24 * slope)
 
 
+V3 = {"statistics": Statistics(*(Array(v) for v in ([-30.0, 30.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0])))}
 RUNGE_KUTTA, SINGLE, MULTI = "Runge-Kutta", "exponential, single-step", "exponential, multistep"
 SDE, LANGEVIN, PARALLEL = "stochastic", "Langevin", "parallel in time"
 
@@ -103,6 +105,7 @@ CATALOGUE = (
     Entry("dpm++", MULTI, "x0", "2M as published: the better 2M to 50 evaluations", {"published": True}),
     Entry("dpm++", MULTI, "x0", "3M: the data side at 50 evaluations", {"order": 3}),
     Entry("unipc", MULTI, "x0", "50 evaluations or more"),
+    Entry("dpmv3", MULTI, "fitted", "8 to 20 evaluations, once measured", V3, "dpmv3:statistics=FILE"),
     Entry("pndm", MULTI, "noise", "PLMS as published; 5 to 15 evaluations"),
     Entry("lms", MULTI, "noise", "k-diffusion's LMS; order 2 in the limit"),
     Entry("picard", PARALLEL, "", "latency: another's steps together, DDIM's by default"),
