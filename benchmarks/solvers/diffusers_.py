@@ -39,7 +39,7 @@ def drive(scheduler: Any, steps: int, noise: Tensor, model: Callable[[Tensor, An
         model: (scaled state, timestep, the scheduler's own sigma there or None) -> its output.
     """
     scheduler.set_timesteps(steps)
-    x = noise * float(scheduler.init_noise_sigma)
+    x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         sigma = None
@@ -64,9 +64,11 @@ def diffusers(problem: Problem) -> Iterator[Contestant]:
         return
     for name, cost, make in made:
 
-        def run(problem: Problem, nfe: int, cost: int = cost, make: Make = make) -> Tensor | None:
+        def run(problem: Problem, nfe: int, name: str = name, cost: int = cost, make: Make = make) -> Tensor | None:
             scheduler = make()
             steps = (nfe + cost - 1) // cost  # two evaluations a step: the last one, to 0, makes one
+            if name.startswith("PNDM"):
+                steps = nfe - 1  # it evaluates twice in its second step
             return drive(scheduler, steps, problem.noise, model)
 
         yield Contestant("diffusers", name, run)

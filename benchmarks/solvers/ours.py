@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fokker.sampling import sample
-from fokker.solvers import DDIM, DEIS, DPM, PNDM, RK4, DPMpp, Euler, ExpHeun, Heun, Solver, Times, UniPC
-from fokker.tuning import NAMED, Trial, named_grids, search
+from fokker.solvers import (
+    DDIM,
+    DEIS,
+    DPM,
+    PNDM,
+    RK4,
+    Angle,
+    Beta,
+    DPMpp,
+    Grid,
+    Heun,
+    Karras,
+    Linspace,
+    Quadratic,
+    Shift,
+    Solver,
+    Times,
+    UniformLam,
+    UniformT,
+    UniPC,
+)
+from fokker.tuning import Trial, named_grids, search
 
 from .laws import Problem
 
-__all__ = ["CANDIDATES", "TUNED", "Contestant", "fixed", "tuned"]
+__all__ = ["GRIDS", "SOLVERS", "TUNED", "Contestant", "fixed", "tuned"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,6 @@ class Contestant:
 
 SOLVERS: dict[str, Solver] = {
     "DDIM": DDIM(),
-    "DEIS 1 (t)": DEIS(1, "t"),
     "DEIS 2 (t)": DEIS(2, "t"),
     "DEIS 3 (t)": DEIS(3, "t"),
     "DEIS 1 (rho)": DEIS(1, "rho"),
@@ -42,43 +62,55 @@ SOLVERS: dict[str, Solver] = {
     "DEIS 3 (rho)": DEIS(3, "rho"),
     "DPM 2M": DPM(2, "M"),
     "DPM 3M": DPM(3, "M"),
-    "DPM 2S": DPM(2),
-    "DPM 3S": DPM(3),
     "DPM++ 2M": DPMpp(2),
     "DPM++ 3M": DPMpp(3),
     "DPM++ 2M published": DPMpp(2, published=True),
     "DPM++ 3M published": DPMpp(3, published=True),
-    "DPM++ 2S": DPMpp(2, "S"),
-    "DPM++ 3S": DPMpp(3, "S"),
-    "UniPC 1": UniPC(1),
     "UniPC 2": UniPC(2),
-    "UniPC 2 published": UniPC(2, published=True),
     "UniPC 3": UniPC(3),
     "UniPC 3 noise": UniPC(3, side="noise"),
     "PNDM": PNDM(),
-    "Euler (t)": Euler(),
     "Heun (t)": Heun(),
     "Heun (rho)": Heun("rho"),
-    "ExpHeun x0": ExpHeun("x0"),
     "RK4 (t)": RK4(),
-    "RK4 (lam)": RK4("lam"),
 }
 
-CANDIDATES = [(solver, grid) for solver in SOLVERS for grid in NAMED]
+GRIDS: dict[str, Grid] = {
+    "t": UniformT(),
+    "lam": UniformLam(),
+    "karras": Karras(),
+    "karras 3": Karras(3.0),
+    "quadratic": Quadratic(),
+    "cosine": Angle(),
+    "beta": Beta(),
+    "shift 1": Shift(1.0),
+    "shift 3": Shift(3.0),
+    "linspace": Linspace(),
+}
 TUNED = ("DPM++ 2M published", "DPM++ 3M published", "UniPC 2", "UniPC 3")
 
 
-def fixed() -> Iterator[Contestant]:
-    """Named solvers on named grids."""
-    for solver, grid in CANDIDATES:
+ENDS: tuple[Literal["x0", "t_min"], ...] = ("x0", "t_min")
 
-        def run(problem: Problem, nfe: int, solver: Solver = SOLVERS[solver], grid: str = grid) -> Tensor | None:
+
+def fixed() -> Iterator[Contestant]:
+    """Named solvers on named grids, with both of `sample`'s ends."""
+    for (name, solver), (grid, times), final in itertools.product(SOLVERS.items(), GRIDS.items(), ENDS):
+
+        def run(
+            problem: Problem,
+            nfe: int,
+            solver: Solver = solver,
+            times: Grid = times,
+            final: Literal["x0", "t_min"] = final,
+        ) -> Tensor | None:
             try:
-                return sample(problem, n=problem.n, seed=problem.seed, solver=solver, grid=grid, nfe=nfe)
+                x = sample(problem, n=problem.n, seed=problem.seed, solver=solver, grid=times, nfe=nfe, final=final)
             except ValueError:
                 return None  # fewer evaluations than one step needs
+            return x if final == "x0" else x / float(problem.process.alpha(problem.process.t_min))
 
-        yield Contestant("fokker", f"{solver}, {grid}", run)
+        yield Contestant("fokker", f"{name}, {grid}" + (", to t_min" if final == "t_min" else ""), run)
 
 
 def tuned(problem: Problem, nfe: int, trials: int) -> Iterator[Contestant]:
@@ -98,8 +130,3 @@ def tuned(problem: Problem, nfe: int, trials: int) -> Iterator[Contestant]:
         return sample(problem, n=problem.n, seed=problem.seed, solver=SOLVERS[name], grid=times)
 
     yield Contestant("fokker", f"{name}, tuned", run)
-
-
-def lam_of(problem: Problem, times: Tensor) -> str:
-    """Times as lam, to be read."""
-    return ", ".join(f"{value:.2f}" for value in problem.process.lam(torch.as_tensor(times[:-1])).tolist())

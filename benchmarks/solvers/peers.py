@@ -123,7 +123,7 @@ def _silent(*_: Any) -> float:
 
 
 def azula(problem: Problem) -> Iterator[Contestant]:
-    """Any (alpha, sigma) is a schedule there, and a denoiser's may be replaced: the process's own and four of theirs."""
+    """Any (alpha, sigma) is a schedule there, and a denoiser's may be replaced: the process's own, and theirs."""
     from azula import noise, sample
     from azula.denoise import Denoiser, DiracPosterior
 
@@ -209,9 +209,11 @@ def flow_matching(problem: Problem) -> Iterator[Contestant]:
                 cost: int = cost,
                 times: Callable[[int], Tensor] = times,
             ) -> Tensor | None:
-                if nfe < cost:
+                # explicit_adams begins with Runge-Kutta steps of four evaluations
+                steps = nfe - 6 if method == "explicit_adams" else nfe // cost
+                if steps < 1:
                     return None
-                at = times(nfe // cost).float()
+                at = times(steps).float()
                 return ODESolver(velocity).sample(problem.noise, step_size=None, method=method, time_grid=at)
 
             yield Contestant("flow_matching", f"{method}, {grid}", run)
