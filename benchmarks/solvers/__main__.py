@@ -27,8 +27,8 @@ INTRO = """\
 Error at time 0 against the exact probability-flow ODE of an exact denoiser, from the same noises: RMS over all entries,
 and in brackets the median over samples of a sample's RMS, which says more in 64 dimensions, where one sample that ends
 in another mode is worth {jump:.3f} of RMS. "Best" is the least RMS; the last column compares the least medians. Ours:
-{fixed} fixed pairs of a solver and a grid (with both ends that `sample` has), and a few solvers on grids tuned on noises
-of another seed. Theirs: every scheduler or sampler that takes a deterministic step, on every grid the library offers.
+{fixed} fixed triples of a solver, a grid and an end (`final="x0"` or "t_min"), and a few solvers on grids tuned on
+noises of another seed. Theirs: every scheduler or sampler that takes a deterministic step, on every grid on offer.
 
 States are float32 on both sides; so are the times of diffusers and k-diffusion, while azula's and ours are float64.
 The truth is RK4 of 500 steps in float64. On VP diffusers' models are told the noise level that the state has; on the
@@ -42,14 +42,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="NFE 5, 10 and 20, fewer noises, short tuning")
     parser.add_argument("--only", help="problems whose name contains this")
     parser.add_argument("--nfe", type=int, nargs="+", help=f"default {' '.join(map(str, NFES))}")
-    parser.add_argument("-n", type=int, help="noises (default 512, in 64 dimensions half as many)")
-    parser.add_argument("--trials", type=int, help="grids tried per tuned solver (default 300)")
+    parser.add_argument("-n", type=int, help="noises (default 384, in 64 dimensions half as many)")
+    parser.add_argument("--trials", type=int, help="grids tried per tuned solver (default 150)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--part", choices=("errors", "overhead"), help="one of the two parts")
     parser.add_argument("-o", dest="out", type=Path, help="write the report to this file, the picture beside it")
     options = parser.parse_args()
     nfes = tuple(options.nfe or ((5, 10, 20) if options.quick else NFES))
-    n, trials = options.n or (128 if options.quick else 512), options.trials or (60 if options.quick else 300)
+    n, trials = options.n or (128 if options.quick else 384), options.trials or (60 if options.quick else 150)
     names = [name for name in PROBLEMS if options.only is None or options.only in name]
     began = time.perf_counter()
     missing = [name for name in LIBRARIES if name not in installed()]
