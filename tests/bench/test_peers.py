@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,17 +28,15 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> None:
 
 def ours(problem: Problem, solver: Solver, lam: Tensor, to_zero: bool = True) -> Tensor:
     """Our solver on the times of these lam (float64), and then 0."""
-    times = problem.process.time(lam.double())
+    times = problem.process.time(lam.double()).clamp(max=problem.process.T)
     if to_zero:
         times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
     return sample(problem, x=problem.noise, solver=solver, grid=Times(times))
 
 
-def theirs(problem: Problem, name: str, steps: int, **changed: Any) -> tuple[Tensor, Tensor]:
-    """(where diffusers ends, the lam of its sigmas)."""
+def theirs(problem: Problem, name: str, steps: int) -> tuple[Tensor, Tensor]:
+    """(where diffusers ends, the lam of its sigmas); below 15 steps it lowers the order of the last ones."""
     scheduler = NAMES[name]()
-    if changed:
-        scheduler = type(scheduler).from_config({**scheduler.config, **changed})
     end = drive(scheduler, steps, problem.noise, noise_model(problem, told=False))
     sigmas = scheduler.sigmas.double()
     return end, -sigmas[sigmas > 0].log()
@@ -51,26 +48,26 @@ def vp() -> Problem:
 
 
 @pytest.mark.parametrize(
-    ("name", "solver", "changed"),
+    ("name", "solver"),
     [
-        ("DPM++ 1M midpoint, exponential", DDIM(), {}),
-        ("DPM++ 2M midpoint, exponential", DPMpp(2, published=True), {}),
-        ("DPM++ 2M heun, exponential", DPMpp(2), {}),
-        ("DPM++ 3M midpoint, exponential", DPMpp(3, published=True), {"lower_order_final": False}),
-        ("DPM++ 3M midpoint, karras", DPMpp(3, published=True), {"lower_order_final": False}),
-        ("UniPC 2 bh2, exponential", UniPC(2, published=True), {"lower_order_final": False}),
+        ("DPM++ 1M midpoint, exponential", DDIM()),
+        ("DPM++ 2M midpoint, exponential", DPMpp(2, published=True)),
+        ("DPM++ 2M heun, exponential", DPMpp(2)),
+        ("DPM++ 3M midpoint, exponential", DPMpp(3, published=True)),
+        ("DPM++ 3M midpoint, karras", DPMpp(3, published=True)),
+        ("UniPC 2 bh2, exponential", UniPC(2, published=True)),
     ],
 )
-def test_diffusers_on_its_own_sigmas(vp: Problem, name: str, solver: Solver, changed: dict[str, Any]) -> None:
-    end, lam = theirs(vp, name, 12, **changed)
-    close(ours(vp, solver, lam), end, atol=4e-5)  # their first lam is 1e-6 from ours: a float32 product of 1000 betas
+def test_diffusers_on_its_own_sigmas(vp: Problem, name: str, solver: Solver) -> None:
+    end, lam = theirs(vp, name, 20)
+    close(ours(vp, solver, lam), end)
 
 
 def test_diffusers_ddim_on_its_levels(vp: Problem) -> None:
     scheduler = NAMES["DDIM, trailing"]()
     end = drive(scheduler, 10, vp.noise, noise_model(vp, told=True))
     times = (scheduler.timesteps.double() + 1) / 1000
-    close(ours(vp, DDIM(), vp.process.lam(times)), end, atol=4e-5)
+    close(ours(vp, DDIM(), vp.process.lam(times)), end)
 
 
 def test_k_diffusion() -> None:
@@ -123,16 +120,36 @@ def test_flow_matching() -> None:
 
 def test_fault_rounded_and_duplicated_times() -> None:
     scheduler = NAMES["DPM++ 2M midpoint, karras"]()
-    scheduler.set_timesteps(50)
+    scheduler.set_timesteps(100)
     told = scheduler.timesteps.double()
     at = VP().time(-scheduler.sigmas[:-1].double().log()) * 1000 - 1  # where its states are
-    assert len(told.unique()) < 50  # two steps are told the same time
-    assert float((told - at).abs().max()) > 0.4  # and one is told half a level off
+    assert len(told.unique()) == 99  # two steps are told the same time
+    assert float((told - at).abs().max()) > 0.5  # and one is told half a level off
+
+
+def test_fault_sign_in_sde_dpmsolver_3(vp: Problem) -> None:
+    # x0 = u^2 along the step has D0 = D1 = 0, D2 = 1: without its draws the step is int_0^1 z e^{-z(1-u)} u^2 du,
+    # z = 2h, of which the literature takes half, (1 - e^{-z} - z) / z^2 + 1/2; theirs has - 1/2
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        solver_order=3, algorithm_type="sde-dpmsolver++", trained_betas=table(VP()), use_exponential_sigmas=True
+    )
+    scheduler.set_timesteps(20)
+    scheduler._step_index = 10
+    lam = -scheduler.sigmas[:-1].double().log()
+    h = lam[11] - lam[10]
+    one = torch.ones(1, 2)
+    history = [one * float(((lam[i] - lam[10]) / h) ** 2) for i in (8, 9, 10)]  # u^2 at the nodes u = -2, -1, 0
+    got = scheduler.multistep_dpm_solver_third_order_update(history, sample=0 * one, noise=0 * one)
+    alpha = 1.0 / (1.0 + float(scheduler.sigmas[11]) ** 2) ** 0.5
+    z = 2.0 * float(h)
+    u = torch.linspace(0.0, 1.0, 20001, dtype=torch.float64)
+    whole = alpha * float(torch.trapezoid(z * (-z * (1 - u)).exp() * u**2, u))
+    assert float(got[0, 0]) == pytest.approx(0.5 * whole - alpha, rel=1e-4)
 
 
 def test_fault_first_order_starts(vp: Problem) -> None:
     # exact DPM-Solver++ 3M after a start of order 1 and 2, as theirs: the start is what is left at many steps
-    end, lam = theirs(vp, "DPM++ 3M midpoint, exponential", 160, lower_order_final=False)
+    end, lam = theirs(vp, "DPM++ 3M midpoint, exponential", 160)
     truth = vp.solve(1000)
 
     def error(x: Tensor) -> float:
