@@ -16,6 +16,7 @@ from fokker.solvers import (
     DPM,
     PNDM,
     RK4,
+    Adams,
     Angle,
     Beta,
     DPMpp,
@@ -55,6 +56,11 @@ class Contestant:
 
 SOLVERS: dict[str, Solver] = {
     "DDIM": DDIM(),
+    "Adams 1 (flow)": Adams(1),
+    "Adams 2 (flow)": Adams(2),
+    "Adams 3 (flow)": Adams(3),
+    "Adams 2 (angle)": Adams(2, "angle"),
+    "Adams 3 (angle)": Adams(3, "angle"),
     "DEIS 2 (t)": DEIS(2, "t"),
     "DEIS 3 (t)": DEIS(3, "t"),
     "DEIS 1 (rho)": DEIS(1, "rho"),
@@ -88,7 +94,7 @@ GRIDS: dict[str, Grid] = {
     "linspace": Linspace(),
 }
 COSTS = {"Heun (t)": 2, "Heun (rho)": 2, "RK4 (t)": 4}  # evaluations a step, where they are not one
-TUNED = ("DPM++ 2M published", "DEIS 2 (t)", "UniPC 3")
+TUNED = ("DPM++ 2M published", "Adams 2 (angle)", "UniPC 3", "PNDM")
 End = Literal["x0", "t_min"]
 ENDS: tuple[End, ...] = ("x0", "t_min")
 

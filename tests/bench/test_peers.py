@@ -16,7 +16,7 @@ from benchmarks.solvers.laws import Problem, eight  # noqa: E402
 from benchmarks.solvers.peers import azula, flow_matching, k_diffusion_sampling  # noqa: E402
 from fokker.process import EDM, VP, Flow  # noqa: E402
 from fokker.sampling import sample  # noqa: E402
-from fokker.solvers import DDIM, DEIS, DPM, DPMpp, Euler, Heun, Solver, Times, UniPC  # noqa: E402
+from fokker.solvers import DDIM, DEIS, DPM, Adams, DPMpp, Euler, Heun, Solver, Times, UniPC  # noqa: E402
 
 N = 32
 NAMES = {name: make for name, _, make in preserving(VP())}
@@ -101,7 +101,7 @@ def test_azula(vp: Problem) -> None:
     contestants = {c.name: c.run for c in azula(vp)}
     lam = torch.linspace(float(vp.process.lam(1.0)), float(vp.process.lam(vp.process.t_min)), 11, dtype=torch.float64)
     alpha = float(vp.process.alpha(vp.process.t_min))
-    pairs = {"Euler": DDIM(), "zEAB 2": DPM(2, "M"), "xEAB 3": DPMpp(3), "zAB 3": DEIS(2, "rho")}
+    pairs = {"Euler": DDIM(), "zEAB 2": DPM(2, "M"), "xEAB 3": DPMpp(3), "zAB 3": DEIS(2, "rho"), "vAB 3": Adams(2)}
     for name, solver in pairs.items():
         end = contestants[f"{name}, VE"](vp, 10)
         assert end is not None

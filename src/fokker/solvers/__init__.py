@@ -1,5 +1,6 @@
 """Solvers: recipes of coefficients that turn (process, grid) into a plan, and the one engine that runs every plan."""
 
+from .adams import Adams
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
@@ -36,6 +37,7 @@ __all__ = [
     "DPM",
     "PNDM",
     "RK4",
+    "Adams",
     "Ancestral",
     "Angle",
     "AnnealedLangevin",
