@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="NFE 5, 10 and 20, fewer noises, short tuning")
     parser.add_argument("--only", help="problems whose name contains this")
     parser.add_argument("--nfe", type=int, nargs="+", help=f"default {' '.join(map(str, NFES))}")
-    parser.add_argument("-n", type=int, help="noises (default 384, in 64 dimensions half as many)")
+    parser.add_argument("-n", type=int, help="noises (default 384)")
     parser.add_argument("--trials", type=int, help="grids tried per tuned solver (default 150)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--part", choices=("errors", "overhead"), help="one of the two parts")
@@ -66,7 +66,7 @@ def main() -> None:
             done = f"{len(cells)}/{len(nfes) * len(names)}"
             say(f"{time.perf_counter() - began:5.0f} s  {done}  {cell.problem}, NFE {cell.nfe}")
         fixed = len({r.name for cell in cells for r in cell.results if r.side == "fixed"})
-        lines += ["## Error", "", INTRO.format(fixed=fixed, jump=5.0 / (64 * n // 2) ** 0.5), *reached(cells), ""]
+        lines += ["## Error", "", INTRO.format(fixed=fixed, jump=5.0 / (64 * n) ** 0.5), *reached(cells), ""]
         lines += tables(cells)
         lines += ["## Defaults", "", "RMS over that of our best in the same cell, geometric means over both laws.", ""]
         lines += default_tables(cells)

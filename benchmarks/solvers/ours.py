@@ -94,7 +94,7 @@ GRIDS: dict[str, Grid] = {
     "linspace": Linspace(),
 }
 COSTS = {"Heun (t)": 2, "Heun (rho)": 2, "RK4 (t)": 4}  # evaluations a step, where they are not one
-TUNED = ("DPM++ 2M published", "Adams 2 (angle)", "UniPC 3", "PNDM")
+TUNED = ("Adams 2 (angle)", "Adams 2 (flow)", "DPM++ 2M published", "PNDM")
 End = Literal["x0", "t_min"]
 ENDS: tuple[End, ...] = ("x0", "t_min")
 
