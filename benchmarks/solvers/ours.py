@@ -23,6 +23,7 @@ from fokker.solvers import (
     Grid,
     Heun,
     Karras,
+    Leading,
     Linspace,
     Quadratic,
     Shift,
@@ -85,13 +86,13 @@ GRIDS: dict[str, Grid] = {
     "t": UniformT(),
     "lam": UniformLam(),
     "karras": Karras(),
-    "karras 3": Karras(3.0),
     "quadratic": Quadratic(),
     "cosine": Angle(),
     "beta": Beta(),
     "shift 1": Shift(1.0),
     "shift 3": Shift(3.0),
     "linspace": Linspace(),
+    "leading": Leading(),
 }
 COSTS = {"Heun (t)": 2, "Heun (rho)": 2, "RK4 (t)": 4}  # evaluations a step, where they are not one
 TUNED = ("Adams 2 (angle)", "Adams 2 (flow)", "DPM++ 2M published", "PNDM")
