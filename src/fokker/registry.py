@@ -81,6 +81,7 @@ KINDS: dict[str, dict[str, str]] = {
         "heun": "fokker.solvers:Heun",
         "rk4": "fokker.solvers:RK4",
         "ddim": "fokker.solvers:DDIM",
+        "adams": "fokker.solvers:Adams",
         "deis": "fokker.solvers:DEIS",
         "dpm": "fokker.solvers:DPM",
         "dpm++": "fokker.solvers:DPMpp",

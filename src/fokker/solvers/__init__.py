@@ -1,5 +1,6 @@
 """Solvers: recipes of coefficients that turn (process, grid) into a plan, and the one engine that runs every plan."""
 
+from .adams import Adams
 from .adaptive import Adaptive, Solution
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
@@ -43,6 +44,7 @@ __all__ = [
     "PNDM",
     "RK4",
     "SA",
+    "Adams",
     "Adaptive",
     "Ancestral",
     "Angle",

@@ -98,6 +98,8 @@ CATALOGUE = (
     Entry("taylor", SINGLE, "noise", "a reference with exact derivatives; slow", {"order": 2}),
     Entry("exp-euler", SINGLE, "noise", "the book's Eq. 9.1.7, to compare"),
     Entry("exp-heun", SINGLE, "x0", "the book's Eq. 9.4.14, to compare", {"reading": "x0"}),
+    Entry("adams", MULTI, "v", "few evaluations, smooth to the data; `sample`'s default", {"space": "angle"}),
+    Entry("adams", MULTI, "velocity", "the same in flow time (--grid beta)", {"degree": 3}),
     Entry("deis", MULTI, "noise", "the one to try first, at 5 to 50 evaluations", {"degree": 3, "space": "lam"}),
     Entry("deis", MULTI, "noise", "concentrated data at 8 to 15 evaluations", {"space": "lam"}),
     Entry("deis", MULTI, "noise", "tAB-DEIS as published", {"degree": 3}),
