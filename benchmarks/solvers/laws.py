@@ -90,7 +90,7 @@ class Problem:
     law: Mixture
     process: Process
     n: int
-    seed: int = 0
+    seed: int = 2026
     calls: int = 0
     reading: None = None
     lam_range: tuple[float, float] = (-math.inf, math.inf)
