@@ -17,6 +17,7 @@ _HOME = {
     "objectives": ("Denoising",),
     "sampling": ("diffuse", "encode", "sample", "trajectory"),
     "train": ("fit", "load", "resume", "save"),
+    "statistics": ("compute_statistics",),
     "tuning": ("optimise_grid",),
     "registry": ("register",),
 }
@@ -55,6 +56,7 @@ __all__ = [
     "Trig",
     "__version__",
     "calculus",
+    "compute_statistics",
     "data",
     "diffuse",
     "encode",
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from .process import DDPM, EDM, OU, VE, VP, Cosine, Custom, DiscreteVP, Flow, Linear, SubVP, Trig
     from .registry import register
     from .sampling import diffuse, encode, sample, trajectory
+    from .statistics import compute_statistics
     from .train import fit, load, resume, save
     from .tuning import optimise_grid
 

@@ -52,7 +52,7 @@ def repeat_cond(cond: Any, n: int) -> Any:
 
 
 def take_cond(cond: Any, rows: Tensor) -> Any:
-    """The condition of samples `rows`: every tensor in it indexed (any nesting of dict, list, tuple)."""
+    """The rows (integers) of a condition that `repeat_cond` made, on their device; what is no tensor stays."""
     if isinstance(cond, dict):
         return {name: take_cond(value, rows) for name, value in cond.items()}
     if isinstance(cond, (list, tuple)):

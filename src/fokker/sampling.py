@@ -59,8 +59,10 @@ def sample(
         x: states to start from at the grid's first time, (n, *shape), instead of the prior.
         indices: which samples of `seed`, default range(n) (with one seed per sample: all 0).
         solver: a solver, its name or recipe; default DDIM().
-        steps, nfe: at most one: the number of steps (default 50), or the most evaluations allowed.
-        grid: "t", "lam", "karras", "quadratic", a grid, or the times themselves, decreasing; default "lam".
+        steps, nfe: at most one: the number of steps (default 50, or the solver's own), or the most evaluations allowed.
+            A solver that chooses its own steps (Adaptive) takes no nfe, and stops `steps` times on the way (default 1).
+        grid: "t", "lam", "karras", "quadratic", "cosine", "beta", "shift", "leading", "linspace", "trailing" or a
+            recipe of one, a grid, or the times themselves, decreasing; default "lam".
         final: "x0" ends by one x0 step, at time 0 (whatever sigma(0) is); "t_min" stops at the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
         seed: one integer, or one per sample.
@@ -205,6 +207,8 @@ class _Job:
             raise ConfigError(f"solver: given {self.solver!r}, which is no solver")
         if final not in ("x0", "t_min"):
             raise ConfigError(f"final: given {final!r}; allowed: 'x0', 't_min'")
+        if nfe is not None and self.solver.own_steps:
+            raise ConfigError(f"nfe: given {nfe}, but {self.solver} takes what its tolerances need; leave it out")
         chosen = UniformLam() if grid is None else as_grid(grid)
         if isinstance(chosen, Times):
             times = chosen.times(process, 0, 0.0, 0.0, False)
@@ -221,7 +225,12 @@ class _Job:
         to_zero = final == "x0"
         if nfe is not None:
             steps = steps_for_nfe(self.solver, chosen, process, nfe, start, stop, to_zero)
-        return chosen.times(process, DEFAULT_STEPS if steps is None else steps, start, stop, to_zero)
+        if self.solver.own_steps:
+            times = chosen.times(process, 1 if steps is None else steps, start, stop, False)
+            return torch.cat([times, times.new_zeros(1)]) if to_zero else times
+        if steps is None:
+            steps = self.solver.fixed_steps(to_zero) or DEFAULT_STEPS
+        return chosen.times(process, steps, start, stop, to_zero)
 
     def inward(self, times: Tensor) -> Tensor:
         """The times, if they run towards the data."""
@@ -265,6 +274,7 @@ class _Job:
         def fresh(step: int, k: int) -> Tensor:
             return philox.normal(seed, index, self.shape, draw=step << 8 | k, dtype=self.dtype)
 
+        shape_kept = {"keep_shape": True} if fill is not None and self.solver.own_steps else {}
         draw: Draw = fresh
         if self.path is not None:
             draw = increments(self.path, self.process, seed, index, self.shape, self.dtype, fresh)
@@ -277,6 +287,7 @@ class _Job:
                 callback=callback,
                 after_step=after_step,
                 states=states,
+                **shape_kept,
             )
         return result[:count]
 
@@ -312,30 +323,38 @@ def diffuse(
     *,
     seed: philox.Seed = 0,
     indices: Tensor | Sequence[int] | None = None,
-    method: Literal["exact", "euler"] = "exact",
+    method: Literal["exact", "euler", "milstein"] = "exact",
     drift: Callable[[Tensor, float], Tensor] | None = None,
+    noise: Callable[[Tensor, float], Tensor] | None = None,
 ) -> Tensor:
     """Forward paths from data, read at `times`: (len(times), n, *shape).
 
     All methods are driven by the increments of one Brownian path w per sample on [0, T], keyed by (seed, index), so
     finer times refine the same path. "exact" uses the transition kernels (right in law at every time, whatever the
-    spacing); "euler" is Euler-Maruyama on dx = f x dt + g dw, strong order 1 in the spacing (book Sec. 4.1.1).
+    spacing); "euler" is Euler-Maruyama on dx = f x dt + g dw, strong order 1 in the spacing (book Sec. 4.1.1). Other
+    equations dx = a(x, t) dt + b(x, t) dw are Ito's; where b depends on x, "euler" has strong order 1/2 and "milstein",
+    x + a h + b dw + b db/dx (dw^2 - h) / 2, has strong order 1 (Kloeden & Platen 1992, Eq. 10.3.1); both weak order 1.
 
     Args:
         process: whose forward SDE it is.
         x0: data (n, *shape) at time times[0].
         times: increasing, in [0, T]; the first is where x0 is.
         seed, indices: which paths; default one seed, numbers range(n).
-        method: "exact" or "euler".
-        drift: a drift (x, t) -> tensor in place of f(t) x; only Euler-Maruyama applies then.
+        method: "exact", "euler", or "milstein" for a noise of one's own.
+        drift: a drift a(x, t) -> tensor in place of f(t) x; "exact" does not apply then.
+        noise: a coefficient b(x, t) -> tensor of x's shape in place of g(t), each entry a function of x's entry there
+            and of t, which torch.func can differentiate; "exact" does not apply then.
     """
-    if method not in ("exact", "euler"):
-        raise ConfigError(f"method: given {method!r}; allowed: 'exact', 'euler'")
+    if method not in ("exact", "euler", "milstein"):
+        raise ConfigError(f"method: given {method!r}; allowed: 'exact', 'euler', 'milstein'")
+    if method == "milstein" and noise is None:
+        raise ConfigError("method: given 'milstein' without noise, b(x, t); with the process's own g(t) use 'euler'")
     grid = torch.as_tensor(times, dtype=torch.float64)
     if not check_times(grid, process):
         raise ConfigError(f"times must increase, from data to noise (given {grid[0]:g} to {grid[-1]:g})")
-    if drift is not None and method == "exact":
-        raise ConfigError("method: given 'exact' with a drift of one's own, whose transitions are unknown; use 'euler'")
+    if method == "exact" and (drift is not None or noise is not None):
+        own = "drift" if noise is None else "noise"
+        raise ConfigError(f"method: given 'exact' with a {own} of one's own, whose kernel is unknown; use 'euler'")
     index = torch.arange(len(x0)) if indices is None else torch.as_tensor(indices)
     index, seed = index.to(x0.device), philox.as_seed(seed)
     many = len(x0) if isinstance(seed, int) else len(seed)
@@ -356,5 +375,20 @@ def diffuse(
             states.append(expand(scale, x) * x + expand(std, x) * unit)
         else:
             slope = drift(x, s) if drift is not None else expand(process.f(s), x) * x
-            states.append(x + gap * slope + float(process.g2(s)) ** 0.5 * gap**0.5 * unit)
+            if noise is None:
+                states.append(x + gap * slope + float(process.g2(s)) ** 0.5 * gap**0.5 * unit)
+                continue
+            b, dw = noise(x, s), gap**0.5 * unit
+            if b.shape != x.shape:
+                raise ConfigError(f"noise: gives shape {tuple(b.shape)}, must be x's, {tuple(x.shape)}")
+            x = x + gap * slope + b * dw
+            if method == "milstein":
+                x = x + 0.5 * _along(noise, states[-1], s, b) * (dw**2 - gap)
+            states.append(x)
     return torch.stack(states)
+
+
+def _along(b: Callable[[Tensor, float], Tensor], x: Tensor, t: float, direction: Tensor) -> Tensor:
+    """db/dx times a direction."""
+    product: Tensor = torch.func.jvp(lambda y: b(y, t), (x,), (direction,))[1]
+    return product

@@ -77,6 +77,8 @@ class Trial:
             raise ConfigError(
                 f"solver: given {self.solver}, which draws noise; a grid is tuned for a deterministic one"
             )
+        if self.solver.own_steps:
+            raise ConfigError(f"solver: given {self.solver}, which chooses its own times; there is no grid to tune")
         if fine < 2:
             raise ConfigError(f"fine: given {fine}, must be at least 2")
         self.to_zero = final == "x0"
@@ -85,14 +87,14 @@ class Trial:
             indices=indices,
             seed=seed,
             solver=self.solver,
-            steps=1,
+            steps=self.solver.fixed_steps(False) or 1,
             final="t_min",
             cond=cond,
             shape=shape,
             device=device,
             dtype=dtype,
         )
-        self.start, self.stop = ends.tolist()
+        self.start, self.stop = float(ends[0]), float(ends[-1])
         self.x = states[0]
         self._options: dict[str, Any] = {"cond": cond, "batch_size": batch_size, "device": device, "dtype": dtype}
         self.target = self._end(RK4(), UniformLam().times(self.process, fine, self.start, self.stop, self.to_zero))
@@ -123,7 +125,7 @@ def named_grids(trial: Trial, steps: int | None = None, nfe: int | None = None) 
     made = {}
     for name in NAMED:
         grid = as_grid(name)
-        count = DEFAULT_STEPS if steps is None else steps
+        count = steps or trial.solver.fixed_steps(trial.to_zero) or DEFAULT_STEPS
         if nfe is not None:
             count = steps_for_nfe(trial.solver, grid, trial.process, nfe, *ends)
         made[name] = grid.times(trial.process, count, *ends)

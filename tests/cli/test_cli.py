@@ -114,6 +114,7 @@ def test_classes_come_in_turn_and_guidance_from_the_recipe(call: Call, runs: Pat
         (["--solver", "ancestral", "--grid", "lam"], {"solver": Ancestral(), "grid": "lam", "steps": 2}),
         (["--solver", "heun", "--nfe", 5], {"solver": "heun", "grid": "t", "nfe": 5}),
         (["--solver", "rk4", "--steps", 1], {"solver": "rk4", "grid": "t", "steps": 1}),
+        (["--solver", "adaptive:rtol=1e-5"], {"solver": {"kind": "adaptive", "rtol": 1e-5}}),
         (
             ["--solver", "euler_maruyama:eta=0.2", "--steps", 4],
             {"solver": {"kind": "euler-maruyama", "eta": 0.2}, "grid": "t", "steps": 4},
@@ -176,6 +177,8 @@ SAMPLING: list[tuple[str, list[Any], list[str]]] = [
     ("free", ["--solver", "ddim:eta"], ["--solver", "kind:name=value"]),
     ("free", ["--solver", "ddim:eta=much"], ["DDIM.eta: given 'much'"]),
     ("free", ["--solver", "ddim:eta=-1"], ["DDIM.eta: given -1"]),
+    ("free", ["--solver", "adaptive", "--nfe", 9], ["nfe: given 9", "leave it out"]),
+    ("free", ["--solver", "adaptive:method=rk45"], ["Adaptive.method: given 'rk45'", "dormand-prince"]),
     ("free", ["--solver", ""], ["unknown solver ''"]),
     ("free", ["--grid", "lamb"], ["unknown grid 'lamb'", "did you mean 'lam'?"]),
     ("free", ["--grid", "times"], ["Times.values must be given"]),

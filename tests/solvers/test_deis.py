@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fokker.errors import ConfigError
 from fokker.process import EDM, VP, Cosine, DiscreteVP, Flow, Process, Trig
-from fokker.solvers import DDIM, DEIS, DPM, UniformLam
+from fokker.solvers import DDIM, DEIS, DPM, LMS, UniformLam
 
 from .oracle import F64, execute, mixture, quantile_starts, reference
 from .test_exponential import bent
@@ -108,6 +109,35 @@ def test_what_it_equals() -> None:
         assert plan.slots == max(stage.keep for step in plan.steps for stage in step.stages) + 1
 
 
+@pytest.mark.parametrize("process", PROCESSES, **IDS)
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_lms_is_deis_in_rho(process: Process, order: int) -> None:
+    """And its weights are Lagrange's polynomials in rho, integrated by adaptive quadrature."""
+    grid = bent(process)
+    steps = LMS(order).plan(process, grid).steps
+    rho = (process.sigma(grid) / process.alpha(grid)).tolist()
+    for i, (one, two) in enumerate(zip(steps, DEIS(order - 1, "rho").plan(process, grid).steps, strict=True)):
+        assert [register for register, _ in one.out] == [register for register, _ in two.out]
+        assert [c for _, c in one.out] == pytest.approx([c for _, c in two.out], rel=1e-14)
+        nodes = rho[max(0, i + 1 - order) : i + 1][::-1]
+        assert len(one.out) == len(nodes) + 1
+        for j, (_, c) in enumerate(one.out[1:]):
+
+            def lagrange(u: float, j: int = j, nodes: list[float] = nodes) -> float:
+                return math.prod((u - v) / (nodes[j] - v) for k, v in enumerate(nodes) if k != j)
+
+            want = float(process.alpha(grid[i + 1])) * quad(lagrange, rho[i], rho[i + 1], epsabs=0.0, epsrel=1e-12)[0]
+            assert c == pytest.approx(want, rel=1e-9)
+    assert LMS().order == 4 and LMS(order).slots == order
+
+
+@pytest.mark.parametrize(("order", "law"), [(2, "mixture"), (3, "gaussian")])
+def test_the_order_of_lms(order: int, law: str) -> None:
+    """Its start, of the order of its history, leaves an error of second order: small before it is asymptotic."""
+    slope, _ = observed("edm", LMS(order), 128, law)  # type: ignore[arg-type]
+    assert slope == pytest.approx(order, abs=0.15)
+
+
 SINGLE = [DEIS(degree, space, "single") for degree in (2, 3) for space in ("t", "rho", "lam")]
 ROWS: list[tuple[str, DEIS, int, str]] = [  # line, solver, N of the slope from N to 2 N, law
     *[(line, DEIS(1), 96, "mixture") for line in ("vp", "edm", "flow-inner", "trig-inner")],
@@ -137,6 +167,8 @@ def test_refusals() -> None:
     for degree in (-1, 4):
         with pytest.raises(ConfigError, match="DEIS.degree"):
             DEIS(degree=degree)
+        with pytest.raises(ConfigError, match="LMS.order"):
+            LMS(order=degree + 1 if degree > 0 else 0)
     with pytest.raises(ConfigError, match="DEIS.space"):
         DEIS(space="log")
     with pytest.raises(ConfigError, match="singular at time 1"):

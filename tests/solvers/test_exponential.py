@@ -14,7 +14,7 @@ from torch import Tensor
 from fokker.errors import ConfigError
 from fokker.prediction import Prediction
 from fokker.process import EDM, VP, Flow, Process, Trig
-from fokker.solvers import DDIM, DPM, DPMpp, Heun, Plan, Solver, UniformLam
+from fokker.solvers import DDIM, DEIS, DPM, LMS, DPMpp, Heun, Plan, Solver, UniformLam
 from fokker.solvers.exponential import phi
 
 from .oracle import F64, execute, gaussian, gaussian_map, mixture, quantile_starts, reference
@@ -109,7 +109,7 @@ def test_order_1_is_ddim(process: Process) -> None:
     oracle, grid = mixture(process), bent(process)
     x = quantile_starts(oracle, float(grid[0]))
     want = execute(DDIM().plan(process, grid), oracle, x)
-    for solver in (DPM(1), DPM(1, "M"), DPMpp(1), DPMpp(1, "S")):
+    for solver in (DPM(1), DPM(1, "M"), DPM(1, nfe=7), DPMpp(1), DPMpp(1, "S"), DEIS(0), LMS(order=1)):
         got = execute(solver.plan(process, grid), oracle, x)
         assert float((got - want).abs().max() / want.abs().max()) < 1e-12, solver
 
@@ -206,6 +206,42 @@ def test_what_the_papers_print(process: Process) -> None:
         got = DPMpp(3, published=published).plan(process, grid).steps[2]
         assert [register for register, _ in got.out] == [("x", 0), ("m", 2), ("m", 1), ("m", 0)]
         assert [c for _, c in got.out[1:]] == pytest.approx(want.tolist(), rel=1e-12)  # Newton's form is Lagrange's
+
+
+@pytest.mark.parametrize("process", PROCESSES, **IDS)
+def test_2s_with_its_node_at_the_end_is_heun_in_omega(process: Process) -> None:
+    """dz / domega = x0 of z = x / sigma, omega = alpha / sigma, by the trapezoid through a predicted end."""
+    grid, oracle = bent(process, 3), mixture(process)
+    x = quantile_starts(oracle, float(grid[0]))
+    got = execute(DPMpp(2, "S", published=True, r1=1.0).plan(process, grid), oracle, x)
+    omega = process.lam(grid).exp()
+    z = x / process.sigma(grid[0])
+    for i in range(3):
+        step = omega[i + 1] - omega[i]
+        first = oracle.pair(z * process.sigma(grid[i]), float(grid[i]))[0]
+        second = oracle.pair((z + step * first) * process.sigma(grid[i + 1]), float(grid[i + 1]))[0]
+        z = z + 0.5 * step * (first + second)
+    assert float((got - z * process.sigma(grid[3])).abs().max() / got.abs().max()) < 1e-13
+
+
+@pytest.mark.parametrize("process", [VP(), Trig()], **IDS)
+def test_the_forms_of_order_2_differ_in_the_third_power(process: Process) -> None:
+    """Algorithm 5 against Eq. 9.4.11, 2S against it, and its nodes against each other, in one step of h."""
+    oracle = mixture(process)
+    pairs: list[tuple[Solver, Solver]] = [
+        (DPM(2), DPM(2, published=True)),
+        (DPM(2, published=True), DPMpp(2, "S", published=True)),
+        (DPM(2, r1=0.3), DPM(2, r1=1.0)),
+        (DPMpp(2, "S"), DPMpp(2, "S", r1=0.7)),
+    ]
+    for one, two in pairs:
+        gaps = []
+        for h in (0.1, 0.05):
+            pair = process.time(torch.tensor([0.3, 0.3 + h], dtype=F64))
+            x = quantile_starts(oracle, float(pair[0]))
+            gap = execute(one.plan(process, pair), oracle, x) - execute(two.plan(process, pair), oracle, x)
+            gaps.append(float(gap.square().mean().sqrt()))
+        assert math.log2(gaps[0] / gaps[1]) == pytest.approx(3.0, abs=0.25), (one, two, gaps)
 
 
 SOLVERS = [

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.integrate import quad
 from torch import Tensor
 
 from fokker.errors import ConfigError
 from fokker.process import EDM, VP, Flow, Process, Trig
 from fokker.solvers import DDIM, DPM, Euler, ExpEuler, ExpHeun, Heun, Solver
+from fokker.solvers.semilinear import integrate
 
 from .oracle import F64, execute, gaussian, gaussian_map, mixture, quantile_starts, slopes
 from .test_exponential import Polynomial, bent
@@ -138,3 +140,97 @@ def test_ends() -> None:
     up = torch.linspace(0.05, 0.9, 200, dtype=F64)
     got = execute(ExpHeun().plan(vp, up), oracle, x)
     assert math.isclose(float(got), float(gaussian_map(oracle, x, 0.05, 0.9)), abs_tol=1e-3)
+
+
+ONE = torch.tensor([1.3], dtype=F64)
+
+
+def equal(n: int, start: float = 0.0, stop: float = 0.7) -> Tensor:
+    return torch.linspace(start, stop, n + 1, dtype=F64)
+
+
+def test_an_equation_of_ones_own() -> None:
+    """x' = .8 x + cos t from 1.3 at 0 is 3.14958 at .7: orders 1 and 2, by a given L, a function and its integral."""
+    variation = quad(lambda u: math.exp(0.8 * (0.7 - u)) * math.cos(u), 0.0, 0.7, epsabs=1e-15)[0]
+    exact = math.exp(0.56) * 1.3 + variation
+    assert exact == pytest.approx(3.14958, abs=5e-6)
+
+    def source(x: Tensor, t: Tensor) -> Tensor:
+        return t.cos().expand_as(x)
+
+    for order in (1, 2):
+        errors = []
+        for n in (32, 64):
+            got = [
+                integrate(rate, source, ONE, equal(n), order, integral)
+                for rate, integral in (
+                    (0.8, None),
+                    (torch.tensor([0.8], dtype=F64), None),
+                    (lambda t: 0.8 + 0.0 * t, None),
+                    (0.0, lambda s, t: 0.8 * (t - s)),
+                )
+            ]
+            assert max(float((one - got[0]).abs()) for one in got) < 1e-13
+            errors.append(abs(float(got[0]) - exact))
+        assert slopes(errors)[-1] == pytest.approx(order, abs=0.1), errors
+    back = integrate(0.8, source, torch.tensor([exact], dtype=F64), equal(200).flip(0))
+    assert float(back) == pytest.approx(1.3, abs=2e-6)
+
+
+def test_what_is_integrated_exactly() -> None:
+    """Constant L (a diagonal): N constant by both, affine in t by order 2 alone; N = 0 with any L(t)."""
+    rate, x = torch.tensor([-2.0, 0.0, 0.5], dtype=F64), torch.tensor([[1.0, -1.0, 0.3]], dtype=F64)
+    times = torch.tensor([0.0, 0.4, 0.5, 1.3], dtype=F64)
+    for slope in (0.0, 0.7):
+        want = []
+        for k, c in enumerate(rate.tolist()):
+            part = quad(lambda u, c=c, b=slope: math.exp(c * (1.3 - u)) * (0.4 + b * u), 0.0, 1.3, epsabs=1e-15)[0]
+            want.append(math.exp(1.3 * c) * float(x[0, k]) + part)
+
+        def source(y: Tensor, t: Tensor, slope: float = slope) -> Tensor:
+            return torch.full_like(y, 0.4) + slope * t
+
+        for order in (1, 2):
+            gap = float((integrate(rate, source, x, times, order) - torch.tensor([want], dtype=F64)).abs().max())
+            assert gap < 1e-14 if slope == 0.0 or order == 2 else gap > 1e-2
+    got = integrate(lambda t: t.sin() - t, lambda y, t: 0.0 * y, ONE, times)
+    assert float(got) == pytest.approx(1.3 * math.exp(1.0 - math.cos(1.3) - 1.3**2 / 2), rel=1e-14)
+
+
+def test_the_order_with_a_changing_rate_and_a_source_of_x() -> None:
+    """x' = -(1 + t) x + (1 + t) / x: u = x^2 has u' = 2 (1 + t) (1 - u)."""
+    exact = math.sqrt(1.0 + (1.3**2 - 1.0) * math.exp(-2.0 * (0.7 + 0.245)))
+    for order in (1, 2):
+        errors = [
+            abs(float(integrate(lambda t: -1.0 - t, lambda x, t: (1.0 + t) / x, ONE, equal(n), order)) - exact)
+            for n in (32, 64)
+        ]
+        assert slopes(errors)[-1] == pytest.approx(order, abs=0.1), errors
+
+
+def test_a_stiff_decay() -> None:
+    """L = -1000 at steps of .1: near the slow solution N / 1000; Euler's and Heun's steps multiply by 99 and 4901."""
+
+    def source(x: Tensor, t: Tensor) -> Tensor:
+        return 1e3 * t.cos() + x.sin()
+
+    fine = integrate(-1e3, source, ONE, equal(4000, 0.0, 2.0))
+    for order, gap in ((1, 0.1), (2, 1e-3)):
+        assert abs(float(integrate(-1e3, source, ONE, equal(20, 0.0, 2.0), order) - fine)) < gap
+    x = y = ONE
+    for s in equal(20, 0.0, 2.0)[:-1]:
+        x = x + 0.1 * (-1e3 * x + source(x, s))
+        first = -1e3 * y + source(y, s)
+        p = y + 0.1 * first
+        y = y + 0.05 * (first - 1e3 * p + source(p, s + 0.1))
+    assert abs(float(x)) > 1e30 and abs(float(y)) > 1e60
+
+
+def test_refusals_of_integrate() -> None:
+    for times in ([0.0], [0.0, 0.5, 0.5], [0.0, 1.0, 0.5]):
+        with pytest.raises(ConfigError, match="at least two and strictly monotone"):
+            integrate(1.0, lambda x, t: x, ONE, torch.tensor(times))
+    with pytest.raises(ConfigError, match="order: given 3"):
+        integrate(1.0, lambda x, t: x, ONE, equal(2), 3)  # type: ignore[arg-type]
+    single = integrate(-1.0, lambda x, t: 0.0 * x, ONE.float(), equal(3))
+    assert single.dtype == torch.float32 and float(single) == pytest.approx(1.3 * math.exp(-0.7), rel=1e-6)

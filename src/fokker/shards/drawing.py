@@ -59,7 +59,7 @@ class Sharding:
         dtype: torch.float32, or torch.uint8 for pictures (1 or 3, H, W) in [-1, 1] (see `to_uint8`).
         seed: an integer.
         cond: None, or rows of conditions (m, ...) taken in turn: sample i has row i mod m.
-        solver, grid, steps, nfe, final, shape: as in `sample`.
+        solver, grid, steps, nfe, final, shape, brownian: as in `sample`.
 
     Raises:
         ConfigError: impossible arguments, or the folder holds another request's samples (the field is named).
@@ -85,6 +85,7 @@ class Sharding:
         nfe: int | None = None,
         final: Literal["x0", "t_min"] = "x0",
         shape: Sequence[int] | None = None,
+        brownian: bool = False,
     ) -> None:
         self.folder, self.denoiser, self.dtype, self.cond, self.decode = Path(folder), denoiser, dtype, cond, decode
         for name, value in (("n", n), ("batch_size", batch_size)):
@@ -102,11 +103,13 @@ class Sharding:
         if cond is not None and (cond.ndim < 1 or not len(cond)):
             raise ConfigError(f"cond: given shape {tuple(cond.shape)}, must be rows (m, ...), at least one")
         self.n, self.batch_size, self.shards = n, batch_size, shards(n, size)
-        solver, grid = build("solver", "ddim" if solver is None else solver), as_grid("lam" if grid is None else grid)
-        if steps is None and nfe is None and not isinstance(grid, Times):
-            steps = DEFAULT_STEPS
-        self.keys = {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}
+        method: Solver = build("solver", "ddim" if solver is None else solver)
+        grid = as_grid("lam" if grid is None else grid)
+        if steps is None and nfe is None and not isinstance(grid, Times) and not method.own_steps:
+            steps = method.fixed_steps(final == "x0") or DEFAULT_STEPS
+        self.keys = {"solver": method, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}
         self.keys |= {"shape": event}
+        self.keys |= {"brownian": True} if brownian else {}  # folders without it are as they were
         settings = {name: spec(value, path=name, inline=2**20) for name, value in self.keys.items()} | dict(about or {})
         settings |= {"shard": size, "batch_size": batch_size, "dtype": DTYPES[dtype]}
         settings |= {"cond": _fingerprint(cond), "device": device_of(denoiser).type}

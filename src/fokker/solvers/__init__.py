@@ -1,10 +1,13 @@
 """Solvers: recipes of coefficients that turn (process, grid) into a plan, and the one engine that runs every plan."""
 
+from .adams import Adams
+from .adaptive import Adaptive, Solution
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
-from .deis import DEIS
+from .deis import DEIS, LMS
 from .dpm import DPM, DPMpp
+from .dpmv3 import DPMv3, Statistics
 from .grid import (
     Angle,
     Beta,
@@ -27,21 +30,28 @@ from .pndm import PNDM
 from .restart import Restart
 from .rk import RK4, Euler, Heun
 from .run import bind, run
+from .sa import SA
 from .sde import EDMStochastic, EulerMaruyama
 from .semilinear import ExpEuler, ExpHeun
+from .taylor import Taylor
 from .unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DEIS",
     "DPM",
+    "LMS",
     "PNDM",
     "RK4",
+    "SA",
+    "Adams",
+    "Adaptive",
     "Ancestral",
     "Angle",
     "AnnealedLangevin",
     "Beta",
     "DPMpp",
+    "DPMv3",
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
@@ -59,9 +69,12 @@ __all__ = [
     "Quadratic",
     "Restart",
     "Shift",
+    "Solution",
     "Solver",
     "Stage",
+    "Statistics",
     "Step",
+    "Taylor",
     "Times",
     "Trailing",
     "UniPC",

@@ -21,19 +21,21 @@ __all__ = ["Solver", "steps_for_nfe"]
 
 
 class Solver:
-    """Base of solvers: a subclass gives `steps`, the coefficients of all steps at once.
+    """Base of solvers: a subclass gives `steps`, the coefficients of all steps at once, or `inner_steps`.
 
     Attributes:
         slots: history slots its plans use.
         stochastic: whether its plans draw noise (then they run towards the data only).
         open_start: whether it cannot start where alpha = 0, because its coefficients are infinite there.
         open_data: the same of an encoding that starts where sigma = 0.
+        own_steps: whether it chooses its steps itself: it has no plan, and a grid is only where it stops.
     """
 
     slots: ClassVar[int] = 1
     stochastic: bool = False
     open_start: bool = False
     open_data: bool = False
+    own_steps: bool = False
 
     @property
     def order(self) -> int:
@@ -43,6 +45,14 @@ class Solver:
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
         """The steps from times s to times t (equal shapes (N,), float64, t > 0)."""
         raise NotImplementedError
+
+    def inner_steps(self, process: Process, s: Tensor, t: Tensor, to_zero: bool) -> list[Step]:
+        """`steps`, for a solver to which it matters whether a step to 0 follows them."""
+        return self.steps(process, s, t)
+
+    def fixed_steps(self, to_zero: bool) -> int | None:
+        """How many steps its plans have, the one to 0 included, where it has a number of its own; None: any."""
+        return None
 
     def checked(self, process: Process, times: Tensor) -> Tensor:
         """The times in float64. Raises ConfigError where the solver cannot run through them."""
@@ -63,8 +73,12 @@ class Solver:
         """
         times = self.checked(process, times)
         zero = bool(times[-1] == 0.0)
+        fixed = self.fixed_steps(zero)
+        if fixed is not None and len(times) - 1 != fixed:
+            end = "with the one to 0" if zero else "to a last time above 0"
+            raise ConfigError(f"steps: given {len(times) - 1}, but {self} makes {fixed} ({end}): leave steps out")
         inner = times[:-1] if zero else times
-        steps = self.steps(process, inner[:-1], inner[1:]) if len(inner) > 1 else []
+        steps = self.inner_steps(process, inner[:-1], inner[1:], zero) if len(inner) > 1 else []
         if zero:
             steps.append(to_data(float(times[-2])))
         return Plan(tuple(steps), self.slots).pruned()
@@ -80,11 +94,19 @@ class Solver:
 def steps_for_nfe(
     solver: Solver, grid: Grid, process: Process, nfe: int, start: float, stop: float, to_zero: bool
 ) -> int:
-    """The largest number of steps whose plan makes at most `nfe` evaluations. Raises ConfigError if there is none."""
+    """The largest number of steps whose plan makes at most `nfe` evaluations. Raises ConfigError if there is none.
+
+    A solver with a number of steps of its own must make exactly `nfe`.
+    """
+    fixed = solver.fixed_steps(to_zero)
 
     def cost(steps: int) -> int:
         return solver.plan(process, grid.times(process, steps, start, stop, to_zero)).nfe
 
+    if fixed is not None:
+        if cost(fixed) != nfe:
+            raise ConfigError(f"nfe: given {nfe}, but {solver} makes {cost(fixed)} evaluations: leave nfe out")
+        return fixed
     found = bisect_right(range(1, nfe + 1), nfe, key=cost)  # every step evaluates at least once
     if found == 0:
         raise ConfigError(f"nfe: given {nfe}, which is less than one step of {solver} needs ({cost(1)})")

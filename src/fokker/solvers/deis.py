@@ -16,10 +16,10 @@ from torch import Tensor
 from ..component import component
 from ..process import Process
 from .base import Solver
-from .multistep import Space, Start, multistep, slots_of
+from .multistep import Space, Start, last_order, multistep, slots_of
 from .plan import Step
 
-__all__ = ["DEIS"]
+__all__ = ["DEIS", "LMS"]
 
 
 @component
@@ -31,11 +31,13 @@ class DEIS(Solver):
         space: its variable: "t" (tAB-DEIS, by quadrature), "rho" = sigma / alpha (rhoAB-DEIS; on the EDM process the
             linear multistep method LMS), or "lam" (multistep DPM-Solver).
         start: "ramp" or "single" (see `multistep`); "single" keeps orders above 2.
+        lower_order_final: limit the order of a step to the number of steps left (see `multistep`).
     """
 
     degree: Annotated[int, Field(ge=0, le=3)] = 2
     space: Space = "t"
     start: Start = "ramp"
+    lower_order_final: bool = False
     open_start = True
 
     @property
@@ -46,5 +48,29 @@ class DEIS(Solver):
     def slots(self) -> int:  # type: ignore[override]
         return slots_of(self.order, self.start)
 
+    def inner_steps(self, process: Process, s: Tensor, t: Tensor, to_zero: bool) -> list[Step]:
+        last = last_order(self.lower_order_final, to_zero)
+        return multistep(process, "noise", s, t, self.order, self.space, self.start, last=last)
+
+
+@component
+class LMS(Solver):
+    """The linear multistep method of k-diffusion (Katherine Crowson, after Karras et al. 2022): DEIS in rho.
+
+    x_t / alpha_t = x_s / alpha_s + sum_j C_j noise_{i-j}, C_j the exact integrals of the Lagrange polynomials in
+    rho = sigma / alpha (EDM's sigma). One evaluation a step; the first steps have the order of their history, which
+    limits the asymptotic order to 2: `DEIS(order - 1, "rho", start="single")` keeps it.
+
+    Args:
+        order: predictions used, 1 (DDIM) to 4.
+    """
+
+    order: Annotated[int, Field(ge=1, le=4)] = 4
+    open_start = True
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self.order
+
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
-        return multistep(process, "noise", s, t, self.order, self.space, self.start)
+        return multistep(process, "noise", s, t, self.order, "rho")

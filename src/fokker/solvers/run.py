@@ -1,8 +1,8 @@
 """The executor: one loop that runs every plan.
 
 `bind` turns a plan into numbers for one denoiser: the denoiser's own reading is folded into the coefficients, so that
-a step that evaluates once costs one scaling and one addition beyond the network. In place by default; functional
-when gradients are recorded or under torch.func, so that a sampler can be differentiated.
+a step that evaluates once costs one or two passes over memory beyond the network (see `fused`). In place by default;
+functional when gradients are recorded or under torch.func, so that a sampler can be differentiated.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from ..component import Array
 from ..errors import ConfigError
 from ..prediction import Denoiser, Prediction, coefficients, reading
 from ..process import expand
-from .plan import Coef, Plan, Reg, Stage, Step, Term, has_rule, reads
+from .fused import RAW, Update, fits, fuse, scalar
+from .plan import Coef, Plan, Reg, Rule, Stage, Step, Term, X, has_rule, reads
 
 __all__ = ["Bound", "bind", "run"]
 
 Draw = Callable[[int, int], Tensor]
 Callback = Callable[[int, float, Tensor, Prediction | None], bool | None]
 AfterStep = Callable[[int, Tensor], Tensor | None]
-RAW = "raw"  # the denoiser's own output at the latest evaluation; never held beyond the next one
+ONE: Reg = ("one", 0)
 
 
 @dataclass(frozen=True)
 class BoundStage:
-    """A stage in numbers. `scaled` is (p, q) of m = p y + q raw; `folded` means m is never formed."""
+    """A stage in numbers: m = p y + q raw is `scaled` (p, q), and `formed` as terms; `folded` if it is never formed."""
 
     terms: tuple[tuple[Any, Coef], ...]
     time: float | None
     reading: str
     scaled: tuple[Coef, Coef]
+    formed: tuple[tuple[Any, Coef], ...]
     keep: int | None
     folded: bool
     alias: bool  # y is the step's start itself
@@ -55,10 +57,11 @@ class BoundStep:
 
 @dataclass(frozen=True)
 class Bound:
-    """A plan bound to a denoiser: what `run` executes."""
+    """A plan bound to a denoiser: what `run` executes; by `updates`, one a step, where it can."""
 
     steps: tuple[BoundStep, ...]
     slots: int
+    updates: tuple[Update, ...] | None = None
 
 
 def _product(a: Coef, b: Coef, device: torch.device, dtype: torch.dtype) -> Coef:
@@ -162,9 +165,10 @@ def bind(plan: Plan, denoiser: Denoiser, device: torch.device, dtype: torch.dtyp
                 folded.pop(stage.keep, None)
                 if fold:
                     folded[stage.keep] = (alias.get(("y", j), ("y", j)), *scaled)
-            stages.append(BoundStage(terms, stage.time, stage.reading, scaled, stage.keep, fold, same))
+            formed = _merged([(alias.get(("y", j), ("y", j)), scaled[0]), (RAW, scaled[1])])
+            stages.append(BoundStage(terms, stage.time, stage.reading, scaled, formed, stage.keep, fold, same))
         steps.append(BoundStep(step.start, step.end, tuple(stages), resolve(step.out), step.draws))
-    return Bound(tuple(steps), plan.slots)
+    return Bound(tuple(steps), plan.slots, fuse(steps, survivors, dtype))
 
 
 def _folded_reading(
@@ -186,29 +190,19 @@ def _folded_reading(
 
 
 class _File:
-    """The registers of one run."""
+    """The registers of one run; `at` holds their tensors."""
 
-    def __init__(self, x: Tensor, slots: int, functional: bool) -> None:
-        self.x, self.functional = x, functional
-        self.y: dict[int, Tensor] = {}
-        self.m: list[Tensor | None] = [None] * slots
-        self.z: list[Tensor] = []
-        self.raw: Tensor | None = None
-        self.variances: dict[int, Tensor | None] = {}
-        self.alias: set[int] = set()
+    def __init__(self, x: Tensor, functional: bool) -> None:
+        self.at: dict[Any, Tensor] = {X: x}
+        self.functional = functional
+        self.owned: dict[Reg, Tensor] = {}  # what states of stages are written to, and no register x
+        self.variances: dict[int | None, Tensor | None] = {}
 
     def __getitem__(self, register: Any) -> Tensor:
-        if register == RAW:
-            assert self.raw is not None
-            return self.raw
-        kind, i = register
-        if kind == "x" or (kind == "y" and i in self.alias):
-            return self.x
-        if kind == "one":
-            return self.x.new_ones(()).expand_as(self.x)
-        found: Tensor | None = self.y[i] if kind == "y" else self.m[i] if kind == "m" else self.z[i]
-        assert found is not None
-        return found
+        if register == ONE:
+            x = self.at[X]
+            return x.new_ones(()).expand_as(x)
+        return self.at[register]
 
     def variance(self, slot: int) -> Tensor:
         value = self.variances.get(slot)
@@ -216,10 +210,39 @@ class _File:
             raise ConfigError("variance='learned' needs a denoiser with learned_variance=True")
         return value
 
+    def stages(
+        self, step: BoundStep, n: int, denoiser: Denoiser, cond: Any, draw: Draw | None, callback: Callback | None
+    ) -> bool:
+        """Fill the registers of a step; whether the callback asked to stop."""
+        at, told = self.at, callback is None
+        for k in range(step.draws):
+            assert draw is not None
+            at["z", k] = draw(n, k)
+        for j, stage in enumerate(step.stages):
+            y: Reg = ("y", j)
+            if stage.alias:
+                at[y] = at[X]
+            elif stage.terms:
+                at[y] = self.owned[y] = self.combine(stage.terms, self.owned.get(y))
+            if stage.time is None:
+                continue
+            prediction = denoiser(at[y], stage.time, cond)
+            raw = prediction.value if denoiser.reading is not None else prediction.read(stage.reading)
+            if not self.functional and raw.data_ptr() == at[y].data_ptr():
+                raw = raw.clone()  # a network that hands its input back must not alias the state
+            at[RAW], slot = raw, ("m", stage.keep)
+            if not stage.folded:
+                at[slot] = self.combine(stage.formed, at.get(slot))
+            self.variances[stage.keep] = prediction.variance
+            if not told and callback is not None and callback(n, step.start, at[X].clone(), prediction):
+                return True
+            told = True
+        return False
+
     def combine(self, terms: tuple[tuple[Any, Coef], ...], into: Tensor | None) -> Tensor:
         """sum c r, written into `into` where that is allowed."""
-        like = self.x
-        values = [(self[register], self._coefficient(c, like)) for register, c in terms]
+        like = self.at[X]
+        values = [(self[register], c if isinstance(c, float) else self._coefficient(c, like)) for register, c in terms]
         if not values:
             return torch.zeros_like(like) if into is None or self.functional else into.zero_()
         (first, c), *rest = values
@@ -227,9 +250,11 @@ class _File:
         if self.functional or into is None or any(value is into for value, _ in rest):
             total = (first * c).to(like.dtype)
         elif first is into:
-            total = into if _is_one(c) else into.mul_(c)
+            total = into if _is_one(c) else into.mul_(scalar(c, into.dtype) if isinstance(c, float) else c)
+        elif first.dtype == into.dtype:
+            total = torch.mul(first, scalar(c, into.dtype) if isinstance(c, float) else c, out=into)
         else:
-            total = torch.mul(first, c, out=into) if first.dtype == into.dtype else into.copy_(first).mul_(c)
+            total = into.copy_(first).mul_(c)
         for value, c in rest:
             if self.functional:
                 total = total + value * c
@@ -239,12 +264,8 @@ class _File:
                 total = total.addcmul_(value, c)
         return total
 
-    def _coefficient(self, c: Coef, like: Tensor) -> Any:
-        if isinstance(c, float):
-            return c
-        if isinstance(c, Array):
-            return c.like(like)
-        return per_sample(c(self), like)
+    def _coefficient(self, c: Array | Rule, like: Tensor) -> Tensor:
+        return c.like(like) if isinstance(c, Array) else per_sample(c(self), like)
 
 
 def _is_one(c: Any) -> bool:
@@ -277,36 +298,27 @@ def run(
     if draw is None and any(step.draws for step in bound.steps):
         raise ConfigError("this plan is stochastic: give draw, a source of noise")
     functional = torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None
-    registers = _File(x if functional else x.clone(), bound.slots, functional)
+    # an update leaves in a slot what only the state it has just made can tell
+    updates = bound.updates if not functional and after_step is None and fits(x) else None
+    registers = _File(x if functional else x.clone(memory_format=torch.contiguous_format), functional)
+    at = registers.at
     if states is not None:
         states.append(x.clone())
+    own = denoiser.reading is not None
     for n, step in enumerate(bound.steps):
-        registers.z = [] if draw is None else [draw(n, k) for k in range(step.draws)]
-        registers.alias = {j for j, stage in enumerate(step.stages) if stage.alias}
-        first = True
-        for j, stage in enumerate(step.stages):
-            if not stage.alias and stage.terms:
-                registers.y[j] = registers.combine(stage.terms, None if functional else registers.y.get(j))
-            if stage.time is None:
-                continue
-            at = registers[("y", j)]
-            prediction = denoiser(at, stage.time, cond)
-            registers.raw = prediction.value if denoiser.reading is not None else prediction.read(stage.reading)
-            if not functional and registers.raw.data_ptr() == at.data_ptr():
-                registers.raw = registers.raw.clone()  # a network that hands its input back must not alias the state
-            assert stage.keep is not None
-            registers.variances[stage.keep] = prediction.variance
-            if not stage.folded:
-                terms = _merged([(("x", 0) if stage.alias else ("y", j), stage.scaled[0]), (RAW, stage.scaled[1])])
-                registers.m[stage.keep] = registers.combine(terms, None if functional else registers.m[stage.keep])
-            if first and callback is not None and callback(n, step.start, registers.x.clone(), prediction):
-                return registers.x
-            first = False
-        registers.x = registers.combine(step.out, None if functional else registers.x)
+        if updates is not None:
+            prediction = denoiser(at[X], step.start, cond)
+            if callback is not None and callback(n, step.start, at[X].clone(), prediction):
+                return at[X]
+            updates[n].apply(at, prediction.value if own else prediction.read(step.stages[0].reading))
+        elif registers.stages(step, n, denoiser, cond, draw, callback):
+            return at[X]
+        else:
+            at[X] = registers.combine(step.out, at[X])
         if after_step is not None:
-            changed = after_step(n, registers.x)
-            if changed is not None and changed is not registers.x:
-                registers.x = changed if functional else changed.clone()
+            changed = after_step(n, at[X])
+            if changed is not None and changed is not at[X]:
+                at[X] = changed if functional else changed.clone()
         if states is not None:
-            states.append(registers.x.clone())
-    return registers.x
+            states.append(at[X].clone())
+    return at[X]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from ..component import component
 from ..process import Process
 from .base import Solver
 from .exponential import READING, single_step
-from .multistep import Start, multistep, slots_of, tables
+from .multistep import Start, corrected, last_order, multistep, slots_of
 from .plan import Step, Term, X, evaluate
 
 __all__ = ["UniPC"]
@@ -39,6 +38,7 @@ class UniPC(Solver):
         side: interpolate "data" (x0) or "noise".
         start: "ramp" grows the order with the history; "single" begins order 3 by single steps, which keeps the order.
         published: weights of two nodes as the literature has them.
+        lower_order_final: limit the order of a step to the number of steps left (see `multistep`).
     """
 
     order: Annotated[int, Field(ge=1, le=3)] = 3
@@ -46,6 +46,7 @@ class UniPC(Solver):
     side: Literal["data", "noise"] = "data"
     start: Start = "ramp"
     published: bool = False
+    lower_order_final: bool = False
 
     @property
     def slots(self) -> int:  # type: ignore[override]
@@ -66,17 +67,13 @@ class UniPC(Solver):
         """First steps by a single-step method: with k nodes the corrected error of a step is O(h^{k+2})."""
         return 1 if self.start == "single" and self.order == 3 else 0
 
-    def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
+    def inner_steps(self, process: Process, s: Tensor, t: Tensor, to_zero: bool) -> list[Step]:
         published = (2,) if self.published else ()
+        last = last_order(self.lower_order_final, to_zero)
         if not self.corrector:
-            return multistep(process, self.side, s, t, self.order, "lam", self.start, published)
-        times, slots = torch.cat([s, t[-1:]]), self.order + 1
-        carry, predictor = tables(process, self.side, times, self.order, "lam", published)
-        _, corrector = tables(process, self.side, times, self.order, "lam", published, ahead=1)
-        corrector[:, 1:] -= predictor
-        corrector[: self._singles] = 0.0
-        now = torch.nn.functional.pad(predictor, (0, 1))  # step i: what multiplies m_i, m_{i-1}, ..., m_{i-order}
-        now[1:] += carry[1:, None] * corrector[:-1]
+            return multistep(process, self.side, s, t, self.order, "lam", self.start, published, last=last)
+        slots = self.order + 1
+        carry, now = corrected(process, self.side, s, t, self.order, published, last=last, skip=self._singles)
         steps: list[Step] = []
         if self._singles:
             steps += single_step(process, self.side, self.order, s[:1], t[:1], slots=(0, slots, slots + 1))
