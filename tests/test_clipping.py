@@ -105,7 +105,7 @@ def test_around_and_inside_guidance() -> None:
 def test_samples_end_in_the_bounds_and_views_and_devices_are_found() -> None:
     law = fk.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(VP())
     bounded = Clipped(law, -0.3, 0.4)
-    x = fk.sample(bounded, n=50, steps=8, seed=1)
+    x = fk.sample(bounded, n=50, solver="ddim", steps=8, seed=1)
     assert float(x.min()) == pytest.approx(-0.3) and float(x.max()) == pytest.approx(0.4)
     other = fk.sample(fk.to_process(bounded, EDM(sigma_max=100.0)), x=x[:3], grid=[1.0, 0.3, 0.0])
     want = fk.sample(
@@ -176,7 +176,7 @@ STARTS = torch.from_numpy(ndtri((torch.arange(25).numpy() + 0.5) / 25))[:, None]
 
 def ends(denoiser: Denoiser, solver: Solver, nfe: int) -> Tensor:
     """Where the starts go to, all guided to the second mode, on uniform lam down to t_min."""
-    return fk.sample(denoiser, x=STARTS, solver=solver, nfe=nfe, cond=1, final="t_min", dtype=F64)
+    return fk.sample(denoiser, x=STARTS, solver=solver, grid="lam", nfe=nfe, cond=1, final="t_min", dtype=F64)
 
 
 def test_guidance_makes_high_order_noise_solvers_explode() -> None:

@@ -98,7 +98,7 @@ def test_the_manifest_says_what_was_asked_and_what_is_there(whole: Path) -> None
     manifest = listed(whole)
     request = manifest["request"]
     assert manifest["format"] == "fokker-shards-1" and manifest["n"] == 70
-    assert request["solver"] == {"kind": "ddim", "eta": 0.5} and request["grid"] == {"kind": "lam"}
+    assert request["solver"] == {"kind": "ddim", "eta": 0.5} and request["grid"] == {"kind": "flow"}
     told = {"steps": 10, "nfe": None, "seed": 5, "shard": 16, "batch_size": 8, "dtype": "float32", "cond": [0, 1, 2]}
     assert {name: request[name] for name in told} == told and request["device"] == "cpu"
     for entry in manifest["shards"]:

@@ -67,7 +67,8 @@ def sample(
             A solver that chooses its own steps (Adaptive) takes no nfe, and stops `steps` times on the way (default 1).
         grid: "flow" (the default), "t", "lam", "karras", "quadratic", "cosine", "beta", "shift", "leading", "linspace",
             "trailing" or a recipe of one, a grid, or the times themselves, decreasing.
-        final: "x0" ends by one x0 step, at time 0 (whatever sigma(0) is); "t_min" stops at the cleanest time supported.
+        final: "x0" ends at time 0 (whatever sigma(0) is) by one x0 step, Adams and DPMv3 by their own; "t_min" stops at
+            the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
         seed: one integer, or one per sample.
         batch_size: samples per call; default all.
