@@ -30,6 +30,7 @@ __all__ = [
     "normal",
     "permutation",
     "philox",
+    "rademacher",
     "uniform",
 ]
 
@@ -156,6 +157,23 @@ def normal(
     angle = second.to(dtype).add_(0.5).mul_(2.0 * math.pi * 2.0**-32)
     pair = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
     return pair.flatten(-2)[..., :count].reshape(*words.shape[:-1], *shape)
+
+
+def rademacher(
+    seed: Seed,
+    index: Tensor,
+    shape: Sequence[int],
+    *,
+    draw: int | Tensor = 0,
+    domain: str = "probe",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Fair signs -1 and 1, (B, *shape), for samples `index` (B,) of `seed`; M draws (M,) give (M, B, *shape)."""
+    count = math.prod(shape)
+    words = _words(seed, index, (count + 31) // 32, draw, domain)
+    bits = words[..., None] >> torch.arange(32, device=index.device) & 1
+    signs = (2 * bits - 1).flatten(-2)[..., :count]
+    return signs.to(dtype).reshape(*words.shape[:-1], *shape)
 
 
 def permutation(seed: int, n: int, epoch: int = 0) -> Tensor:

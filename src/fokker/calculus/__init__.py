@@ -1,0 +1,70 @@
+"""Operators on fields, equations of motion as residuals, and distances between laws, written once for everything."""
+
+from .divergences import DIVERGENCES, Density, discrete_divergence, divergence_between, gaussian_divergence
+from .grid import FokkerPlanck, Grid
+from .ito import bracket, euler_maruyama, heat_kernel, ito_sum, stratonovich_sum, wiener
+from .operators import (
+    Estimate,
+    Field,
+    Hutchinson,
+    Probes,
+    divergence,
+    gradient,
+    jacobian,
+    jvp,
+    laplacian,
+    lipschitz,
+    lipschitz_along,
+    value_and_divergence,
+    vjp,
+)
+from .residuals import (
+    Noise,
+    continuity_residual,
+    current_velocity,
+    density_rate,
+    fokker_planck_residual,
+    generator,
+    score_residual,
+)
+from .weak import Bumps, Fourier, lobatto, weak_residual
+
+__all__ = [
+    "DIVERGENCES",
+    "Bumps",
+    "Density",
+    "Estimate",
+    "Field",
+    "FokkerPlanck",
+    "Fourier",
+    "Grid",
+    "Hutchinson",
+    "Noise",
+    "Probes",
+    "bracket",
+    "continuity_residual",
+    "current_velocity",
+    "density_rate",
+    "discrete_divergence",
+    "divergence",
+    "divergence_between",
+    "euler_maruyama",
+    "fokker_planck_residual",
+    "gaussian_divergence",
+    "generator",
+    "gradient",
+    "heat_kernel",
+    "ito_sum",
+    "jacobian",
+    "jvp",
+    "laplacian",
+    "lipschitz",
+    "lipschitz_along",
+    "lobatto",
+    "score_residual",
+    "stratonovich_sum",
+    "value_and_divergence",
+    "vjp",
+    "weak_residual",
+    "wiener",
+]
