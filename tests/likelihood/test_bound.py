@@ -20,7 +20,7 @@ PROCESSES = [fk.VP(), fk.VE(), fk.EDM(), fk.Flow(), fk.Cosine()]
 
 
 def diffusion(x: Tensor, low: float, high: float) -> Tensor:
-    """int E|eps - eps_hat|^2 d lam for Gaussian data: q = 1 / (1 + v SNR), E (eps - eps_hat)^2 = (1-q)^2 + SNR q^2 y^2."""
+    """int E|eps - eps_hat|^2 d lam for Gaussian data: q = 1 / (1 + v SNR), the error (1-q)^2 + SNR q^2 y^2."""
     q = [1.0 / (1.0 + VAR * math.exp(2.0 * lam)) for lam in (low, high)]
     y2 = (x - MEAN) ** 2
     return (0.5 * ((q[0] / q[1]).log() + (q[1] - q[0]) * (1.0 - y2 / VAR))).sum(1)
@@ -38,29 +38,32 @@ def test_every_term_of_a_gaussian(process: Process) -> None:
     assert (found.prior / prior - 1.0).abs().max() < 1e-6
     assert (found.reconstruction - 1.5 * math.log(2.0 * math.pi * math.e) + 3.0 * high).abs().max() < 1e-9
     assert torch.equal(found.value, -(found.prior + found.diffusion + found.reconstruction))
-    z = (found.diffusion - diffusion(x, low, high)) / found.stderr
-    assert abs(float(z.mean())) * math.sqrt(200) < 4.0
-    # 16 pairs: z is nearly Student's with 16 degrees, of variance 8 / 7, where no piece dominates.
-    assert 0.7 < float(z.square().mean()) < 2.0
-    assert float(found.stderr.max()) < 1.0
+    miss = found.diffusion - diffusion(x, low, high)
+    assert abs(float(miss.mean())) < 4.0 * float(miss.std()) / math.sqrt(200)
+    ratio = float(miss.square().mean() / found.stderr.square().mean())
+    assert 0.7 < ratio < 1.4, ratio
+    assert float(found.stderr.square().mean().sqrt()) < 1.1  # 1.9 without the variate of known mean
 
 
 @pytest.mark.parametrize("law", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
 def test_never_above_and_tight_where_theory_says(law: fk.exact.Gaussian | fk.exact.GaussianMixture) -> None:
-    # Exact denoiser: E log p_0 - E bound = KL(p_T || prior) + E KL(x_0 | x_s || decoder), the latter about rho^2 / (4
-    # times) the curvature; both below 1e-2 here. A sample's own gap is a KL as well: never negative.
+    # Exact denoiser: E log p_0 - E bound = KL(p_T || prior) + E KL(x_0 | x_s || decoder), the latter about rho^2 / 2
+    # times the Fisher information; together below 1e-2 here. A sample's own gap is a KL as well: never negative.
     process = fk.VP()
-    x = law.sample(400, seed=2, dtype=torch.float64)
-    found = elbo(law.denoiser(process), x, draws=64)
-    gap = law.log_prob(x) - found.value
-    assert float((gap / found.stderr).min()) > -4.5
-    spread = float(gap.std()) / 20.0
-    assert -4.0 * spread < float(gap.mean()) < 1e-2 + 4.0 * spread and spread < 0.02
+    x = law.sample(12, seed=2, dtype=torch.float64)
+    found = elbo(law.denoiser(process), x.repeat(64, 1), draws=64).value.reshape(64, 12)
+    gap, error = law.log_prob(x) - found.mean(0), found.std(0) / 8.0
+    assert float((gap / error).min()) > -4.0
+    # Their mean over the data, with a variance of the bound's own: at most the 1e-2 of above.
+    x = law.sample(2000, seed=3, dtype=torch.float64)
+    gap = law.log_prob(x) - elbo(law.denoiser(process), x, draws=32).value
+    error = float(gap.std()) / math.sqrt(2000)
+    assert -4.0 * error < float(gap.mean()) < 1e-2 + 4.0 * error and error < 0.025
 
 
 def test_a_wrong_score_pays_its_path_divergence() -> None:
-    # score (1 + c) s: eps_hat grows by 1 + c; the gap in expectation grows by 1/2 int g^2 c^2 E|s|^2 dt (book Eq. C.2.1),
-    # int c^2 v q / v d lam = c^2 / 2 log(q_T / q_s) per coordinate in the notation above.
+    # Score (1 + c) s: the gap grows by 1/2 int g^2 c^2 E|s|^2 dt in expectation (book Eq. C.2.1), and here
+    # E eps_hat^2 = sigma^2 / V = q with d lam = -dq / (2 q (1 - q)).
     class Louder:
         def __init__(self, inner: fk.Denoiser) -> None:
             self.denoiser, self.process, self.shape = inner, inner.process, inner.shape
@@ -74,7 +77,6 @@ def test_a_wrong_score_pays_its_path_divergence() -> None:
     right, wrong = (elbo(d, x, draws=16) for d in (law.denoiser(process), Louder(law.denoiser(process))))
     lost = right.diffusion - wrong.diffusion
     q = [1.0 / (1.0 + VAR * (2.0 * process.lam(t)).exp()) for t in (process.T, process.t_min)]
-    # E eps_hat^2 = sigma^2 / V = q, d lam = -dq / (2 q (1 - q)).
     want = -0.09 * 0.5 * float(((1.0 - q[1]) / (1.0 - q[0])).log().sum())
     assert abs(float(lost.mean()) - want) < 4.0 * float(lost.std()) / math.sqrt(2000)
     assert abs(want) > 20.0 * float(lost.std()) / math.sqrt(2000)
@@ -83,9 +85,10 @@ def test_a_wrong_score_pays_its_path_divergence() -> None:
 def test_the_bound_is_below_the_likelihood_of_the_flow_and_by_little() -> None:
     process = fk.Flow()
     x = MIXTURE.sample(64, seed=5, dtype=torch.float64)
-    flow, bound = log_prob(MIXTURE.denoiser(process), x), elbo(MIXTURE.denoiser(process), x, draws=256)
+    flow, bound = log_prob(MIXTURE.denoiser(process), x, solver="rk4", steps=40), elbo(MIXTURE.denoiser(process), x)
     gap = flow.value - bound.value
-    assert float((gap / bound.stderr).min()) > -4.5 and float(gap.mean()) < 0.05
+    error = float(gap.std()) / 8.0
+    assert -4.0 * error < float(gap.mean()) < 4.0 * error and error < 0.1
 
 
 def test_levels_are_bounded_by_the_rounded_model() -> None:
@@ -95,15 +98,15 @@ def test_levels_are_bounded_by_the_rounded_model() -> None:
     levels, h = 8, 2.0 / 7.0
     x = (torch.arange(8).double() * h - 1.0)[:, None]
     edges = torch.cat([torch.tensor([-math.inf]), (x[:-1, 0] + h / 2), torch.tensor([math.inf])])
-    rho2 = math.exp(-2.0 * float(process.lam(process.t_min)))
+    rho2 = (0.75 * h) ** 2  # noisier than t_min
     cdf = torch.special.ndtr((edges - 0.1) / math.sqrt(v + 2.0 * rho2))
     log_p = cdf.diff().log()
-    found = elbo(law.denoiser(process), x, draws=4096, levels=levels)
-    gap = log_p - found.value
-    assert float((gap / found.stderr).min()) > -4.0
+    found = elbo(law.denoiser(process), x.repeat(100, 1), levels=levels).value.reshape(100, 8)
+    gap, error = log_p - found.mean(0), found.std(0) / 10.0
+    assert float((gap / error).min()) > -4.0
     assert 0.0 < float((log_p.exp() * gap).sum()) < 0.2  # what one more step of noise and a whole cell can cost
-    bits = float((log_p.exp() * bits_per_dim(found.value, (1,))).sum())
-    assert -float((log_p.exp() * log_p).sum()) / math.log(2.0) < bits < 3.0
+    bits = float((log_p.exp() * bits_per_dim(found.mean(0), (1,))).sum())
+    assert -float((log_p.exp() * log_p).sum()) / math.log(2.0) < bits < 3.1
 
 
 def test_the_decoder_of_levels_in_numbers() -> None:
@@ -119,9 +122,9 @@ def test_the_decoder_of_levels_in_numbers() -> None:
         costs = -share.log()
         found = float(_reconstruction(torch.tensor([[c]]), rho, levels))
         assert abs(found - float(costs.mean())) < 4.0 * float(costs.std()) / math.sqrt(400_000)
-    both = _reconstruction(torch.tensor([[-1.0, 0.2, 1.0], [0.2, 0.2, -0.6]]), rho, levels)
+    both = _reconstruction(torch.tensor([[-1.0, 0.2, 1.0], [0.2, 0.2, -0.6]]), rho, levels).tolist()
     edge, inner = (float(_reconstruction(torch.tensor([[c]]), rho, levels)) for c in (-1.0, 0.2))
-    assert (both - torch.tensor([2 * edge + inner, 3 * inner])).abs().max() < 1e-12
+    assert abs(both[0] - 2 * edge - inner) < 1e-12 and abs(both[1] - 3 * inner) < 1e-12
     # Wide noise: the density times the cell; narrow noise: certain.
     wide = float(_reconstruction(torch.tensor([[0.2]]), 50.0, levels))
     assert abs(wide - (0.5 * math.log(2.0 * math.pi * math.e) + math.log(50.0) - math.log(h))) < 1e-5

@@ -1,7 +1,7 @@
 r"""Exact log-likelihood by the probability-flow ODE, run from data to noise with log p beside it.
 
     (1)  dx/dt = velocity,   d log p_t(x_t)/dt = -div velocity           along the trajectory, t from s to T
-    (2)  d(x/R)/du = v/R,    d log p(x/R)/du   = -div v,                 u = arctan(sigma/alpha), R^2 = alpha^2 + sigma^2
+    (2)  d(x/R)/du = v/R,    d log p(x/R)/du   = -div v,                 u = arctan(sigma/alpha), R = |(alpha, sigma)|
     (3)  log p_s(x) = log p_T(x_T) + d log(R_T/R_s) + l_T,               dl/du = div v,  l_s = 0
 
 (2) is (1) in the angle, which no process makes singular. A state with the entry R l beside x, whose prediction of v has
@@ -129,10 +129,12 @@ def log_prob(
     cond, pieces = repeat_cond(cond, len(x)), []
     for rows in parts(len(x), batch_size):
         part = x[rows].to(device_of(denoiser), torch.promote_types(x.dtype, torch.float32))
-        directions = None
+        directions: Tensor | None = None
         if probes is not None:
-            drawn = isinstance(probes, Hutchinson)
-            directions = probes.draw(index[rows], x.shape[1:], part.dtype) if drawn else probes[:, rows]
+            if isinstance(probes, Hutchinson):
+                directions = probes.draw(index[rows], x.shape[1:], part.dtype)
+            else:
+                directions = probes[:, rows]
             directions = directions.to(part).movedim(0, 1)
         given = take_cond(cond, rows)
         start = torch.cat([part.flatten(1), part.new_zeros(len(part), columns)], dim=1)
@@ -148,7 +150,7 @@ def parts(n: int, size: int | None) -> Iterator[Tensor]:
     """Rows 0..n-1 in pieces of `size`. Raises ConfigError for a size below 1."""
     if size is not None and size < 1:
         raise ConfigError(f"batch_size: given {size}, must be at least 1")
-    return iter(torch.arange(n).split(max(n, 1) if size is None else size))
+    return iter(torch.split(torch.arange(n), max(n, 1) if size is None else size))
 
 
 def _finish(
@@ -169,4 +171,3 @@ def _finish(
     few = torch.full_like(value, 0.0 if exact else math.nan)
     count = gained.shape[1]
     return value, few if count == 1 else gained.std(1) / math.sqrt(count), latent
-
