@@ -20,7 +20,19 @@ _HOME = {
     "tuning": ("optimise_grid",),
     "registry": ("register",),
 }
-_MODULES = ("data", "exact", "guidance", "metrics", "nets", "noise", "objectives", "process", "solvers", "train")
+_MODULES = (
+    "calculus",
+    "data",
+    "exact",
+    "guidance",
+    "metrics",
+    "nets",
+    "noise",
+    "objectives",
+    "process",
+    "solvers",
+    "train",
+)
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
@@ -42,6 +54,7 @@ __all__ = [
     "SubVP",
     "Trig",
     "__version__",
+    "calculus",
     "data",
     "diffuse",
     "encode",
@@ -66,7 +79,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import data, exact, guidance, metrics, nets, noise, objectives, process, solvers, train
+    from . import calculus, data, exact, guidance, metrics, nets, noise, objectives, process, solvers, train
     from .denoiser import NetDenoiser, to_process
     from .objectives import Denoising
     from .prediction import Denoiser, Prediction, Reading

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from functools import cache, wraps
 from types import UnionType
@@ -23,10 +24,18 @@ from torch import Tensor
 
 from .errors import ConfigError, closest
 
-__all__ = ["Array", "InMemory", "component", "recorded"]
+__all__ = ["Array", "InMemory", "component", "recorded", "untransformed"]
 
 C = TypeVar("C", bound=type)
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, revalidate_instances="never")
+
+
+def untransformed() -> AbstractContextManager[object]:
+    """No torch.func transform inside: what is kept must not belong to the one it happens to be made in."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return nullcontext()
+    context: AbstractContextManager[object] = torch._C._DisableFuncTorch()
+    return context
 
 
 class Array:
@@ -50,7 +59,8 @@ class Array:
         """The array on `device` in `dtype`; every cast is made once and kept."""
         key = (torch.device(device), dtype)
         if key not in self._casts:
-            self._casts[key] = self.value.to(key[0], dtype)
+            with untransformed():
+                self._casts[key] = self.value.to(key[0], dtype)
         return self._casts[key]
 
     def like(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import ConfigError, closest
 from ..exact import Gaussian, Marginal
 from .grid import Grid
-from .operators import Estimate
+from .operators import Estimate, gradient
 
 __all__ = ["DIVERGENCES", "Density", "discrete_divergence", "divergence_between", "gaussian_divergence"]
 
@@ -99,13 +99,15 @@ def gaussian_divergence(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Te
     root = torch.linalg.cholesky(cov_q)
     away = mean_p - mean_q
     if f == "fisher":
-        gap = torch.cholesky_inverse(root) - torch.cholesky_inverse(torch.linalg.cholesky(cov_p))
-        return torch.trace(gap @ cov_p @ gap) + torch.cholesky_solve(away[:, None], root).square().sum()
+        gap: Tensor = torch.cholesky_inverse(root) - torch.cholesky_inverse(torch.linalg.cholesky(cov_p))
+        pull: Tensor = torch.cholesky_solve(away[:, None], root)
+        spread: Tensor = gap @ cov_p * gap
+        return spread.sum() + pull.square().sum()
     if f != "kl":
         raise ConfigError(f"f: {f!r} has no closed form for Gaussians: {closest(f, ['kl', 'reverse_kl', 'fisher'])}")
     root_p = torch.linalg.cholesky(cov_p)
-    ratio = torch.linalg.solve_triangular(root, torch.cat([root_p, away[:, None]], 1), upper=False)
-    logs = (root.diagonal().log() - root_p.diagonal().log()).sum()
+    ratio: Tensor = torch.linalg.solve_triangular(root, torch.cat([root_p, away[:, None]], 1), upper=False)
+    logs: Tensor = (root.diagonal().log() - root_p.diagonal().log()).sum()
     return 0.5 * (ratio.square().sum() - len(away)) + logs
 
 
@@ -124,7 +126,7 @@ def divergence_between(
     """D_f(p, q), or the Fisher divergence, of two laws with densities, in nats (where there is a logarithm).
 
     Args:
-        p, q: laws or marginals of `fokker.exact` (or anything with log_prob, sample and, for "fisher", score).
+        p, q: laws or marginals of `fokker.exact` (or anything with log_prob and sample).
         f: "kl", "reverse_kl", "js", "tv", "fisher", or a convex function u -> f(u) with f(1) = 0.
         grid: quadrature over its cells (1-D and 2-D); for smooth densities that vanish at its border the error falls
             faster than any power of the cells' length. A function of one's own sees only cells where q > 0.
@@ -153,7 +155,7 @@ def divergence_between(
 
 
 def _gap(p: Density, q: Density, x: Tensor) -> Tensor:
-    gap: Tensor = p.score(x) - q.score(x)  # type: ignore[attr-defined]
+    gap = gradient(lambda x: p.log_prob(x) - q.log_prob(x), x)
     return gap.flatten(1).square().sum(1)
 
 

@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from ..component import component
@@ -96,6 +94,8 @@ class FokkerPlanck:
 
     def operator(self, t: float) -> Any:
         """A of dp/dt = A p at time t: a scipy sparse matrix (N, N) over the flattened cells; its columns sum to 0."""
+        from scipy import sparse  # only who solves on a grid waits for it
+
         grid, x = self.grid, self.grid.centres()
         diffusivity = self._diffusivity(x, t)
         numbers = np.arange(len(x)).reshape(grid.cells)
@@ -138,6 +138,9 @@ class FokkerPlanck:
             theta: 1/2 (Crank-Nicolson, second order in time, positive below `positive_step`) to 1 (implicit Euler,
                 first order, positive at any step).
         """
+        from scipy import sparse
+        from scipy.sparse.linalg import splu
+
         moments = torch.as_tensor(times, dtype=torch.float64).tolist()
         if tuple(density.shape) != self.grid.cells:
             raise ConfigError(f"density: given shape {tuple(density.shape)}, must be {self.grid.cells}")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import noise as philox
 from ..errors import ConfigError
+from ..process import as_time
 from .operators import Field, dot
 from .residuals import Noise, amount, spread
 
@@ -86,6 +87,6 @@ def heat_kernel(x: Tensor, t: float | Tensor, *, log: bool = False) -> Tensor:
     Args:
         x: (B, *event). t: a number or (B,), greater than 0. log: the logarithm instead.
     """
-    time = torch.as_tensor(t, device=x.device)
+    time = as_time(t)
     value = -0.25 * dot(x, x) / time - 0.5 * math.prod(x.shape[1:]) * (4.0 * math.pi * time).log()
     return value if log else value.exp()

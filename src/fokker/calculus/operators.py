@@ -151,8 +151,8 @@ def trace(
 
 def jvp(field: Field, x: Tensor, direction: Tensor, t: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(F(x), J u): the field and its derivative along `direction` (B, *event), in forward mode."""
-    result: tuple[Tensor, Tensor] = torch.func.jvp(at(field, t), (x,), (direction,))
-    return result
+    result: Any = torch.func.jvp(at(field, t), (x,), (direction,))
+    return result[0], result[1]
 
 
 def vjp(field: Field, x: Tensor, covector: Tensor, t: float | Tensor | None = None) -> tuple[Tensor, Tensor]:

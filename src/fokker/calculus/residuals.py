@@ -39,7 +39,7 @@ Noise = float | Tensor | Callable[..., Tensor]
 def amount(noise: Noise, x: Tensor, t: float | Tensor | None) -> Tensor:
     """The noise at x as a tensor of 0 to 3 dimensions. Raises ConfigError for a shape that fits nothing."""
     function = callable(noise)
-    G = at(noise, t)(x) if callable(noise) else torch.as_tensor(noise)
+    G = at(noise, t)(x) if callable(noise) else as_time(noise)
     n, d = len(x), math.prod(x.shape[1:])
     fits = (G.ndim == 0, function and tuple(G.shape) == (n,), G.ndim == 2 and len(G) == d, G.shape[:-1] == (n, d))
     if not any(fits):

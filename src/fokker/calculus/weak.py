@@ -121,7 +121,9 @@ def lobatto(a: float, b: float, n: int = 8) -> tuple[Tensor, Tensor]:
     last = np.polynomial.legendre.Legendre.basis(n - 1)
     nodes = np.concatenate([[-1.0], np.sort(last.deriv().roots().real), [1.0]])
     weights = (b - a) / (n * (n - 1) * last(nodes) ** 2)
-    return torch.from_numpy(0.5 * (a + b) + 0.5 * (b - a) * nodes), torch.from_numpy(weights)
+    times = 0.5 * (a + b) + 0.5 * (b - a) * nodes
+    times[0], times[-1] = a, b  # to the last bit
+    return torch.from_numpy(times), torch.from_numpy(weights)
 
 
 def weak_residual(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import noise
+from ..component import untransformed
 from ..errors import ConfigError
 from ..noise import Seed
 from .families import Family, lift
@@ -86,8 +87,9 @@ class Mixture:
     def to(self, device: torch.device, dtype: torch.dtype) -> Mixture:
         key = (device, dtype)
         if key not in self._casts:
-            labels = None if self.labels is None else self.labels.to(device)
-            self._casts[key] = Mixture(self.weights.to(device), self.family.to(device, dtype), labels)
+            with untransformed():
+                labels = None if self.labels is None else self.labels.to(device)
+                self._casts[key] = Mixture(self.weights.to(device), self.family.to(device, dtype), labels)
         return self._casts[key]
 
     def channel(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None = None) -> MixtureChannel:

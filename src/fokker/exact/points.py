@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import noise
+from ..component import untransformed
 from ..errors import ConfigError
 from ..noise import Seed
 from .families import lift
@@ -55,8 +56,9 @@ class Points:
         if key == (self.data.device, self.dtype):
             return self
         if key not in self._casts:
-            labels = None if self.labels is None else self.labels.to(device)
-            self._casts[key] = Points(self.data.to(device), labels, dtype)
+            with untransformed():
+                labels = None if self.labels is None else self.labels.to(device)
+                self._casts[key] = Points(self.data.to(device), labels, dtype)
         return self._casts[key]
 
     def channel(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None = None) -> PointsChannel:
