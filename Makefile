@@ -20,10 +20,10 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test lint format build clean
+.PHONY: help env demo test lint format build bench-solvers clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -50,6 +50,15 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.core
 
+# The peers of the benchmarks. Those that demand torchvision, which they do not use here, come without dependencies;
+# one that cannot be had is left out, and the report says so.
+$(VENV)/.bench: pyproject.toml $(VENV)/.torch
+	@echo "Installing fokker and its peers into $(VENV)"
+	@$(PIP) -e '.[bench]'
+	@for peer in k-diffusion azula flow-matching; do \
+		$(PIP) --no-deps $$peer || echo "$$peer could not be installed and is left out"; done
+	@touch $@ $(VENV)/.core
+
 env: $(VENV)/.dev ## make the development environment in VENV (.venv)
 
 demo: $(VENV)/.core ## train a small model, sample and evaluate it; the picture lands in runs/demo
@@ -71,6 +80,9 @@ format: $(VENV)/.dev ## put the code into the house's format
 build: $(VENV)/.dev ## build the sdist and the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
+
+bench-solvers: $(VENV)/.bench ## solvers beside their peers: errors and time per step (ARGS=--quick for a look)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.solvers -o benchmarks/solvers.md $(ARGS)
 
 clean: ## remove the environment, what was built and the caches; runs/ stays
 	rm -rf $(VENV) dist build .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

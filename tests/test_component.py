@@ -181,3 +181,18 @@ def test_a_truth_value_is_no_number() -> None:
     with pytest.raises(ConfigError, match=r"^train\.steps: given True, must be a number"):
         read("moons", ["train.steps=true"])
     assert read("moons", ["train.shard=true"]).train.shard is True
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: VP(-1.0), "VP.beta_min: given -1.0, must be greater than 0"),
+        (lambda: VP(0.1, "x"), "VP.beta_max: given 'x', must be a valid number"),
+        (lambda: VP(0.1, 20.0, 1e-3, 7), "VP: given 7 beyond its fields, which are beta_min, beta_max, t_min"),
+        (lambda: VP(0.1, beta_min=0.2), "VP.beta_min: given twice, by position and by name"),
+    ],
+)
+def test_a_field_given_by_position_is_named(make, says):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value).startswith(says)

@@ -18,6 +18,7 @@ _HOME = {
     "likelihood": ("elbo", "log_prob"),
     "sampling": ("diffuse", "encode", "sample", "trajectory"),
     "train": ("fit", "load", "resume", "save"),
+    "statistics": ("compute_statistics",),
     "tuning": ("optimise_grid",),
     "registry": ("register",),
 }
@@ -57,6 +58,7 @@ __all__ = [
     "Trig",
     "__version__",
     "calculus",
+    "compute_statistics",
     "data",
     "diffuse",
     "elbo",
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from .process import DDPM, EDM, OU, VE, VP, Cosine, Custom, DiscreteVP, Flow, Linear, SubVP, Trig
     from .registry import register
     from .sampling import diffuse, encode, sample, trajectory
+    from .statistics import compute_statistics
     from .train import fit, load, resume, save
     from .tuning import optimise_grid
 

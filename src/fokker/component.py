@@ -123,8 +123,15 @@ def _line(cls: type, detail: ErrorDetails) -> str:
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):  # from a component further in, which has said it all
         return str(cause)
-    name = ".".join(str(part) for part in detail["loc"])
     owner = getattr(cls, "key", cls.__name__)  # a recipe's section is known by its key
+    names, place = [f.name for f in fields(cls) if f.init], list(detail["loc"])
+    if detail["type"] == "unexpected_positional_argument":
+        return f"{owner}: given {detail['input']!r} beyond its fields, which are {', '.join(names) or 'none'}"
+    if place and isinstance(place[0], int) and place[0] < len(names):  # given by position
+        place[0] = names[place[0]]
+    name = ".".join(str(part) for part in place)
+    if detail["type"] == "multiple_argument_values":
+        return f"{owner}.{name}: given twice, by position and by name"
     if detail["type"] == "unexpected_keyword_argument":
         return f"{owner} has no field {name!r}: {closest(name, [f.name for f in fields(cls)])}"
     if detail["type"] == "missing_argument" or detail["type"] == "missing":

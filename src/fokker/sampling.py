@@ -61,7 +61,8 @@ def sample(
         solver: a solver, its name or recipe; default DDIM().
         steps, nfe: at most one: the number of steps (default 50, or the solver's own), or the most evaluations allowed.
             A solver that chooses its own steps (Adaptive) takes no nfe, and stops `steps` times on the way (default 1).
-        grid: "t", "lam", "karras", "quadratic", a grid, or the times themselves, decreasing; default "lam".
+        grid: "t", "lam", "karras", "quadratic", "cosine", "beta", "shift", "leading", "linspace", "trailing" or a
+            recipe of one, a grid, or the times themselves, decreasing; default "lam".
         final: "x0" ends by one x0 step, at time 0 (whatever sigma(0) is); "t_min" stops at the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
         seed: one integer, or one per sample.

@@ -13,7 +13,8 @@ import yaml
 
 import fokker as fk
 from fokker.guidance import CFG
-from fokker.solvers import DDIM, Heun, Karras, Times
+from fokker.solvers import DDIM, DPMv3, Heun, Karras, Statistics, Times
+from fokker.statistics import compute_statistics
 from fokker.train import load, read_header
 from fokker.tuning import Trial, named_grids, optimise_grid
 
@@ -136,3 +137,34 @@ def test_mistakes_are_one_line(call: Call, run: Path) -> None:
             err,
         )
     assert Path("mine.yaml").read_text() == "mine" and sorted(Path().rglob("*")) == before
+
+
+def test_statistics_then_sample(call: Call, run: Path) -> None:
+    args = ("tune", run, "--statistics", "s.safetensors", "-n", 3, "--guidance", 2.0, "--seed", 3, "--batch-size", 3)
+    result = call(*args)
+    assert result.code == 0, result.err
+    labels = torch.arange(4) % 2
+    want = compute_statistics(CFG(load(run), 2.0), cond=labels[:3], n=3, seed=3, batch_size=3)
+    found = Statistics.load("s.safetensors")
+    assert found == want and found.shape == ()
+    assert (
+        "statistics of 3 samples at 120 values of lam: s.safetensors" in result.out and not Path("grid.yaml").exists()
+    )
+    told = shlex.split(result.out.split("use it: ")[1])
+    assert told[3:] == ["--solver", "dpmv3:statistics=s.safetensors", "--guidance", "2.0"]
+    assert call(*told[1:], "-n", 4, "-o", "x.npy").code == 0
+    solver = DPMv3(found, order=2, corrector=True)
+    x = fk.sample(CFG(load(run), 2.0), n=4, solver=solver, steps=7, grid="t", cond=labels, batch_size=64, pad=True)
+    assert np.array_equal(np.load("x.npy"), x.numpy())
+    Path("bad.safetensors").write_bytes(Path("s.safetensors").read_bytes()[:-9])
+    for wrong, says in (
+        (args, "s.safetensors exists and is left as it is"),
+        ((*args[:3], "t.npy"), "must end in .safetensors"),
+        ((*args[:3], "t.safetensors", "--nfe", 5), "leave --solver, --steps and --nfe"),
+        ((*args[:3], "t.safetensors", "--per", "pixel"), "per: given 'pixel'"),
+        (("sample", run, "--solver", "dpmv3"), "DPMv3.statistics must be given"),
+        (("sample", run, "--solver", "dpmv3:statistics=none.safetensors"), "none.safetensors"),
+        (("sample", run, "--solver", "dpmv3:statistics=bad.safetensors"), "bad.safetensors: damaged"),
+    ):
+        code, out, err = call(*wrong)
+        assert code == 2 and out == "" and err.startswith("fokker: ") and err.count("\n") == 1 and says in err, err

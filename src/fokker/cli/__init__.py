@@ -1,4 +1,5 @@
-"""The command line: `fokker init | data | train | sample | evaluate | tune | ema | info | recipes | demo`.
+"""The command line: `fokker init | data | train | sample | evaluate | tune | ema | info | solvers | figures |
+recipes | demo`.
 
 A user's mistake is one line on standard error and exit code 2, never a traceback.
 """

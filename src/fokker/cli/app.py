@@ -17,7 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _name in ("init", "train", "sample", "evaluate", "tune", "ema", "info", "recipes", "demo"):
+for _name in ("init", "train", "sample", "evaluate", "tune", "ema", "info", "solvers", "figures", "recipes", "demo"):
     app.command(_name)(getattr(import_module(f".{_name}", __package__), _name))
 app.add_typer(import_module(".data", __package__).data, name="data")
 

@@ -1,7 +1,10 @@
-"""What `--grid` may say: a kind, with fields as in karras:rho=5, or a file of times."""
+"""What `--solver` and `--grid` may say: a kind, with fields as in karras:rho=5; for a grid also a file of times."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +12,22 @@ import yaml
 
 from ..errors import ConfigError, FileError
 
-__all__ = ["GRIDS", "parse_component", "read_grid"]
+__all__ = ["GRIDS", "SUFFIXES", "parse_component", "read_grid", "written"]
 
 GRIDS = "t, lam, karras, quadratic, cosine, beta, shift, leading, linspace, trailing; fields as in karras:rho=5; or a "
 GRIDS += "FILE of times, as fokker tune writes it."
 SUFFIXES = (".yaml", ".yml", ".json")
+FIELD = re.compile(r",\s*(?=\w+\s*=)")  # where the next field begins; commas within a value are its own
 
 
 def parse_component(text: str, option: str) -> dict[str, Any]:
-    """`ddim:eta=0.5,...` as a recipe. Raises ConfigError that names `option`."""
+    """`ddim:eta=0.5,...` as a recipe; a value is YAML: `restart:solver={kind: ddim},intervals=[[0.1, 0.3, 2, 2]]`.
+
+    Raises ConfigError that names `option`.
+    """
     kind, _, rest = text.partition(":")
     values: dict[str, Any] = {"kind": kind}
-    for item in filter(None, rest.split(",")):
+    for item in filter(None, FIELD.split(rest)):
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{option}: given {text!r}; fields are written kind:name=value,name=value")
@@ -29,6 +36,18 @@ def parse_component(text: str, option: str) -> dict[str, Any]:
         except (yaml.YAMLError, ValueError):  # YAML takes 2024-13-45 for a date
             raise ConfigError(f"{option}: given {text!r}; {value!r} is no value") from None
     return values
+
+
+def written(component: Any, only: Container[str] | None = None) -> str:
+    """A component as `parse_component` reads it: its fields, or `only` some; those that are None are left out."""
+    from ..registry import spec
+
+    recipe = spec(component)
+    kind = recipe.pop("kind")
+    values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in recipe.items()}
+    named = [name for name in values if recipe[name] is not None and (only is None or name in only)]
+    fields = ",".join(f"{name}={values[name]}" for name in named)
+    return f"{kind}:{fields}" if fields else str(kind)
 
 
 def read_grid(text: str | None) -> Any:

@@ -28,11 +28,21 @@ def sample(
     run: Annotated[str, typer.Argument(help="A run folder or a model.safetensors file.")],
     n: Annotated[int | None, typer.Option("-n", "--n", help="How many samples; default 64.")] = None,
     solver: Annotated[
-        str | None, typer.Option(help="euler, heun, rk4, ddim, ancestral, ...; fields as in ddim:eta=0.5.")
+        str | None,
+        typer.Option(
+            help="A kind, with fields as in ddim:eta=0.5 or restart:solver={kind: ddim}; all of them: fokker solvers."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
     nfe: Annotated[int | None, typer.Option(help="In place of steps: the most network evaluations allowed.")] = None,
     grid: Annotated[str | None, typer.Option(help=GRIDS)] = None,
+    brownian: Annotated[
+        bool,
+        typer.Option(
+            "--brownian",
+            help="Read a stochastic solver's noise from one Brownian path per sample: more steps refine a sample.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
     indices: Annotated[str | None, typer.Option(help="Only the samples A:B of the seed (B is not drawn).")] = None,
     label: Annotated[str | None, typer.Option(help="A class, by number or name; default: all in turn.")] = None,
@@ -99,6 +109,7 @@ def sample(
         grid=read_grid(grid),
         steps=steps,
         nfe=nfe,
+        brownian=brownian,
     )
     codec = build("codec", info["codec"]) if info.get("codec") else None
     if not into_folder:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, FileError
-from .grids import SUFFIXES, parse_component
+from .grids import SUFFIXES, parse_component, written
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..train.drawing import Drawing
 
 __all__ = ["tune"]
 
@@ -29,7 +31,12 @@ def tune(
         Path | None, typer.Option(help="A .npy file with rows of conditions, taken in turn by the samples.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
-    n: Annotated[int, typer.Option("-n", "--n", help="Noises that are tuned on; as many others judge.")] = 64,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--n", help="Noises that are tuned on (default 64; as many others judge) or measured (512)."
+        ),
+    ] = None,
     trials: Annotated[int, typer.Option(help="How many grids are tried.")] = 300,
     fine: Annotated[int, typer.Option(help="Steps of the fine solution, four evaluations each.")] = 64,
     seed: Annotated[int, typer.Option(help="The noises; the same seed finds the same grid.")] = 0,
@@ -37,6 +44,13 @@ def tune(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the times go: .yaml or .json.")] = Path(
         "grid.yaml"
     ),
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="Measure the statistics of the solver dpmv3 instead and write them here: .safetensors."),
+    ] = None,
+    per: Annotated[
+        str, typer.Option(help="With --statistics: one number for the whole event, or one per coordinate.")
+    ] = "event",
 ) -> None:
     """Find the times at which few steps of a solver err least on a model, and write them to a file.
 
@@ -59,12 +73,22 @@ def tune(
 
     if steps is not None and nfe is not None:
         raise ConfigError(f"--steps, --nfe: give one of them (given steps={steps}, nfe={nfe})")
+    n = (64 if statistics is None else 512) if n is None else n
     for option, count in (("--n", n), ("--trials", trials), ("--batch-size", batch_size)):
         if count < 1:
             raise ConfigError(f"{option}: given {count}, must be at least 1")
+    if statistics is not None:
+        if (solver, steps, nfe) != (None, None, None):
+            raise ConfigError(
+                "--statistics: measures the model, whatever the solver; leave --solver, --steps and --nfe"
+            )
+        if statistics.suffix != ".safetensors":
+            raise ConfigError(f"--statistics: given {str(statistics)!r}, must end in .safetensors")
+        if statistics.exists():
+            raise FileError(f"{statistics} exists and is left as it is; choose another name")
     if output.suffix not in SUFFIXES:
         raise ConfigError(f"--output: given {str(output)!r}, must end in {', '.join(SUFFIXES)}")
-    if output.exists():
+    if statistics is None and output.exists():
         raise FileError(f"{output} exists and is left as it is; choose another name with -o")
     nfe = 6 if steps is None and nfe is None else nfe
     _, info = read_header(run)
@@ -77,6 +101,12 @@ def tune(
         guidance=guidance,
         solver=None if solver is None else parse_component(solver, "--solver"),
     )
+
+    if statistics is not None:
+        _measure(way, statistics, n=n, per=per, seed=seed, batch_size=batch_size)
+        again = ["fokker", "sample", run, "--solver", f"dpmv3:statistics={statistics}"]
+        typer.echo(f"use it: {_call(again, label, cond, guidance)}")
+        return
 
     def trial(first: int) -> Trial:
         numbers = torch.arange(first, first + n)
@@ -105,10 +135,34 @@ def tune(
         f"{cost} evaluations of {chosen}, on {n} noises not tuned on; {_verdict(errors[least], fresh(found), least)}"
     )
     typer.echo(f"times: {output}")
-    again = ["fokker", "sample", run, "--solver", _written(chosen), "--grid", str(output)]
+    again = ["fokker", "sample", run, "--solver", written(chosen), "--grid", str(output)]
+    typer.echo(f"use it: {_call(again, label, cond, guidance)}")
+
+
+def _call(words: list[str], label: str | None, cond: Path | None, guidance: float | None) -> str:
+    """A command as a shell takes it, with the condition it is for."""
     for option, given in (("--label", label), ("--cond", cond), ("--guidance", guidance)):
-        again += [] if given is None else [option, str(given)]
-    typer.echo(f"use it: {shlex.join(again)}")
+        words += [] if given is None else [option, str(given)]
+    return shlex.join(words)
+
+
+def _measure(way: Drawing, output: Path, **keys: Any) -> None:
+    """Compute the statistics of a model and write them."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from ..statistics import compute_statistics
+    from .stopping import stopping
+
+    console, columns = Console(stderr=True), (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with stopping(lambda: "nothing was written"):
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("measuring samples", total=keys["n"])
+            cond = way.rows(torch.arange(keys["n"]))
+            found = compute_statistics(way.denoiser, cond=cond, progress=lambda k: bar.advance(task, k), **keys)
+        found.save(output)
+    typer.echo(f"statistics of {keys['n']} samples at {len(found.lam)} values of lam: {output}")
 
 
 def _verdict(before: float, after: float, name: str) -> str:
@@ -125,13 +179,3 @@ def _text(times: Tensor, head: str, suffix: str) -> str:
         return body + "\n"
     lines = "\n".join(f"- {value!r}" for value in times.tolist())
     return f"# times found by fokker tune {head}\nkind: times\nvalues:\n{lines}\n"
-
-
-def _written(solver: Any) -> str:
-    """A solver as `--solver` reads it."""
-    from ..registry import spec
-
-    fields = spec(solver)
-    kind = fields.pop("kind")
-    values = ",".join(f"{name}={value}" for name, value in fields.items())
-    return f"{kind}:{values}" if values else str(kind)

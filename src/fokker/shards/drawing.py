@@ -59,7 +59,7 @@ class Sharding:
         dtype: torch.float32, or torch.uint8 for pictures (1 or 3, H, W) in [-1, 1] (see `to_uint8`).
         seed: an integer.
         cond: None, or rows of conditions (m, ...) taken in turn: sample i has row i mod m.
-        solver, grid, steps, nfe, final, shape: as in `sample`.
+        solver, grid, steps, nfe, final, shape, brownian: as in `sample`.
 
     Raises:
         ConfigError: impossible arguments, or the folder holds another request's samples (the field is named).
@@ -85,6 +85,7 @@ class Sharding:
         nfe: int | None = None,
         final: Literal["x0", "t_min"] = "x0",
         shape: Sequence[int] | None = None,
+        brownian: bool = False,
     ) -> None:
         self.folder, self.denoiser, self.dtype, self.cond, self.decode = Path(folder), denoiser, dtype, cond, decode
         for name, value in (("n", n), ("batch_size", batch_size)):
@@ -108,6 +109,7 @@ class Sharding:
             steps = method.fixed_steps(final == "x0") or DEFAULT_STEPS
         self.keys = {"solver": method, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}
         self.keys |= {"shape": event}
+        self.keys |= {"brownian": True} if brownian else {}  # folders without it are as they were
         settings = {name: spec(value, path=name, inline=2**20) for name, value in self.keys.items()} | dict(about or {})
         settings |= {"shard": size, "batch_size": batch_size, "dtype": DTYPES[dtype]}
         settings |= {"cond": _fingerprint(cond), "device": device_of(denoiser).type}

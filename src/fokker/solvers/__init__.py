@@ -1,11 +1,13 @@
 """Solvers: recipes of coefficients that turn (process, grid) into a plan, and the one engine that runs every plan."""
 
+from .adams import Adams
 from .adaptive import Adaptive, Solution
 from .ancestral import Ancestral
 from .base import Solver, steps_for_nfe
 from .ddim import DDIM
 from .deis import DEIS, LMS
 from .dpm import DPM, DPMpp
+from .dpmv3 import DPMv3, Statistics
 from .grid import (
     Angle,
     Beta,
@@ -42,12 +44,14 @@ __all__ = [
     "PNDM",
     "RK4",
     "SA",
+    "Adams",
     "Adaptive",
     "Ancestral",
     "Angle",
     "AnnealedLangevin",
     "Beta",
     "DPMpp",
+    "DPMv3",
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
@@ -68,6 +72,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Stage",
+    "Statistics",
     "Step",
     "Taylor",
     "Times",

@@ -15,7 +15,7 @@ from ..guidance import CFG
 from ..prediction import Denoiser
 from ..registry import build
 from ..sampling import sample
-from ..solvers import Grid, Solver, Times, as_grid
+from ..solvers import DDIM, Grid, Solver, Times, as_grid
 from .options import Sampling
 
 __all__ = ["Drawing", "class_count", "draw", "is_conditional", "settle"]
@@ -41,7 +41,7 @@ class Drawing:
         denoiser: guided, if it is to be.
         cond: rows of conditions taken in turn (sample i has row i mod m), or None.
         guidance: the scale; 1 is none.
-        options: solver, grid, steps and nfe for `sample`.
+        options: solver, grid, steps, nfe and brownian for `sample`.
     """
 
     denoiser: Denoiser
@@ -91,6 +91,7 @@ def settle(
     grid: Grid | str | dict[str, Any] | Tensor | Sequence[float] | None = None,
     steps: int | None = None,
     nfe: int | None = None,
+    brownian: bool = False,
 ) -> Drawing:
     """How to draw from a model: what is given here, else what `options` say, else `sample`'s defaults.
 
@@ -101,9 +102,10 @@ def settle(
             class in turn, if there are classes.
         guidance: classifier-free guidance's scale, where there is a condition.
         solver, grid, steps, nfe: as in `sample`.
+        brownian: as in `sample`, but of a stochastic solver only.
 
     Raises:
-        ConfigError: guidance without anything to be guided to.
+        ConfigError: guidance without anything to be guided to, or a Brownian path for a solver that draws no noise.
     """
     classes = class_count(denoiser)
     if cond is None:
@@ -116,11 +118,17 @@ def settle(
     if options is not None:
         solver = options.solver if solver is None else solver
         grid = options.grid if grid is None else grid
-        fixed = not isinstance(as_grid(grid), Times) and not build("solver", solver).own_steps
-        if steps is None and nfe is None and fixed:
-            steps = options.steps
+        chosen: Solver = build("solver", solver)
+        own = chosen.own_steps or chosen.fixed_steps(to_zero=True) is not None
+        if steps is None and nfe is None and not own and not isinstance(as_grid(grid), Times):
+            steps, nfe = options.steps, options.nfe
+    if brownian:
+        chosen = DDIM() if solver is None else build("solver", solver)
+        if not chosen.stochastic:
+            raise ConfigError(f"brownian: given, but {chosen} draws no noise; leave it, or give a stochastic solver")
     guided: Denoiser = denoiser if rows is None or scale == 1.0 else CFG(denoiser, scale)
-    return Drawing(guided, rows, float(scale), {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe})
+    keys = {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe, "brownian": brownian}
+    return Drawing(guided, rows, float(scale), keys)
 
 
 def draw(

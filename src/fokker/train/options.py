@@ -118,14 +118,31 @@ class Training:
 
 @component
 class Sampling:
-    """How pictures are drawn while training, and by default afterwards."""
+    """How pictures are drawn while training, and by default afterwards.
+
+    Args:
+        solver, grid: as in `sample`.
+        steps, nfe: one of them: the number of steps (20 if neither is given), or the most evaluations allowed.
+        guidance: classifier-free guidance's scale; 1 is none.
+        n: how many samples.
+    """
 
     key: ClassVar[str] = "sampling"
     solver: Annotated[Solver, resolves("solver")] = Field(default_factory=lambda: build("solver", "heun"))
     grid: Annotated[Grid, resolves("grid")] = Field(default_factory=lambda: build("grid", "t"))
-    steps: Count = 20
+    steps: Count | None = None
+    nfe: Count | None = None
     guidance: float = 1.0
     n: Count = 64
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.nfe is not None:
+            raise ConfigError(
+                f"sampling: give steps or nfe, not both (given steps={self.steps}, nfe={self.nfe}; steps=null takes one"
+                " away)"
+            )
+        if self.steps is None and self.nfe is None:
+            object.__setattr__(self, "steps", 20)
 
 
 @component

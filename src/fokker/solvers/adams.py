@@ -1,0 +1,75 @@
+r"""Adams-Bashforth on the velocity, in coordinates where the velocity is all there is (cf. book Sec. 4.4.1, Table 5.2).
+
+    space "flow"    y = x / (alpha + sigma),      u = sigma / (alpha + sigma),  dy/du = noise - x0
+    space "angle"   y = x / hypot(alpha, sigma),  u = atan(sigma / alpha),      dy/du = v / hypot(alpha, sigma)
+
+Every process is `Flow` in the first and `Trig` in the second, up to scale and clock. Both are regular at the two ends,
+alpha = 0 and sigma = 0, so the last step to 0 has the order of the others, where x0-form solvers fall back to DDIM.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..component import component
+from ..process import Process
+from .base import Solver
+from .exponential import interpolation
+from .plan import Plan, Stage, Step, Term, X
+
+__all__ = ["Adams"]
+
+
+@component
+class Adams(Solver):
+    """y_t = y_s + int_{u_s}^{u_t} p(u) du, p through the newest `degree` + 1 velocities, by exact weights on any grid.
+
+    A step has order degree + 1 once the history is full; the first, of order 1, leaves order 2 overall. One evaluation
+    a step. Degree 0 in "flow" is DDIM.
+
+    Args:
+        degree: of the polynomial, 0 to 3.
+        space: "flow" or "angle" (see the module).
+    """
+
+    degree: Annotated[int, Field(ge=0, le=3)] = 2
+    space: Literal["flow", "angle"] = "flow"
+    open_data = True
+
+    @property
+    def order(self) -> int:
+        return min(self.degree + 1, 2)
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self.degree + 1
+
+    def plan(self, process: Process, times: Tensor) -> Plan:
+        times = self.checked(process, times)
+        return Plan(tuple(self.steps(process, times[:-1], times[1:])), self.slots).pruned()
+
+    def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
+        times, most = torch.cat([s, t[-1:]]), self.degree + 1
+        alpha, sigma = process.alpha(times), process.sigma(times)
+        if self.space == "flow":
+            scale = alpha + sigma
+            u, on_x0, on_noise = sigma / scale, -torch.ones_like(scale), torch.ones_like(scale)
+        else:
+            scale = torch.hypot(alpha, sigma)
+            u, on_x0, on_noise = torch.atan2(sigma, alpha), -sigma / scale, alpha / scale
+        # noise = (x - alpha x0) / sigma
+        from_x, from_x0 = on_noise / sigma, on_x0 - on_noise * alpha / sigma
+        steps: list[Step] = []
+        for i, (start, end) in enumerate(zip(s.tolist(), t.tolist(), strict=True)):
+            count, h = min(most, i + 1), u[i + 1] - u[i]
+            nodes = (u[i + 1 - count : i + 1].flip(0) - u[i]) / h
+            moments = 1.0 / torch.arange(1, count + 1, dtype=torch.float64)
+            weights = (interpolation(nodes[None], moments[None])[0] * h * scale[i + 1]).tolist()
+            on_m: list[Term] = [(("m", (i - j) % most), c) for j, c in enumerate(weights)]
+            stage = Stage(((X, 1.0),), start, "x0", (float(from_x[i]), float(from_x0[i])), i % most)
+            steps.append(Step(start, end, (stage,), ((X, float(scale[i + 1] / scale[i])), *on_m)))
+        return steps
