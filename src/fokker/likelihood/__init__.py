@@ -1,7 +1,8 @@
-"""Log-likelihoods of diffusion models: by the ODE, the variational bound and weighted paths; pictures in bits."""
+"""Log-likelihoods of diffusion models, by the ODE, the variational bound and weighted paths; bits; latents."""
 
 from .bound import Bound, elbo
 from .flow import LogProb, log_prob
+from .latents import interpolate, slerp
 from .paths import Weighted, path_kl, weighted_log_prob
 from .pixels import bits_per_dim, dequantise
 
@@ -12,7 +13,9 @@ __all__ = [
     "bits_per_dim",
     "dequantise",
     "elbo",
+    "interpolate",
     "log_prob",
     "path_kl",
+    "slerp",
     "weighted_log_prob",
 ]
