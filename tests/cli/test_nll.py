@@ -9,7 +9,11 @@ import torch
 
 import fokker as fk
 from fokker import noise
+from fokker.cli.nll import measure_nll
+from fokker.data import Latents, SignalCodec
+from fokker.errors import ConfigError
 from fokker.metrics import nll
+from fokker.registry import spec
 from fokker.train import load
 
 from .calling import Call
@@ -64,3 +68,23 @@ def test_mistakes_are_one_line(call: Call, points: Path, options: list[object], 
     result = call("evaluate", points, "--nll", *options)
     assert result.code == 2 and says in result.err and result.err.count("\n") == 1, result
     assert sorted(points.rglob("*")) == before
+
+
+class Encoder(torch.nn.Module):
+    """An autoencoder that does nothing."""
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return z
+
+
+def test_numbers_that_are_not_the_datas_are_refused(points: Path) -> None:
+    def measure(source: object, info: dict[str, object]) -> None:
+        measure_nll(str(points), source, info, {}, Path("unused"), lambda source: None, {})
+
+    with pytest.raises(ConfigError, match="latents: their density says nothing of the pictures"):
+        measure(Latents(fk.data.Moons(n=60), Encoder()), {})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="the data has changed since"):
+        measure(fk.data.Moons(n=60), {"codec": spec(SignalCodec(mean=(0.0,), std=(1.0,)))})
