@@ -52,7 +52,8 @@ def test_pictures_in_bits(call: Call, tmp_path: Path) -> None:
     fk.fit(fk.train.recipe.make(recipe), progress=False)
     result = call("evaluate", "run", "--nll", "--n", 4, "--solver", "heun", "--steps", 4, "-o", "here")
     assert result.code == 0 and "bits/dim (95 %)" in result.out, result
-    assert [row["n"] for row in json.loads(Path("here/nll.json").read_text())["nll"]] == [4, 4, 4, 4]
+    whole = json.loads(Path("here/nll.json").read_text())
+    assert [row["n"] for row in whole["nll"]] == [4, 4, 4, 4] and whole["probes"] == 0 and whole["draws"] == 256
 
 
 @pytest.mark.parametrize(
