@@ -64,6 +64,7 @@ KINDS: dict[str, dict[str, str]] = {
     "ema": {"constant": "fokker.train:Constant", "power": "fokker.train:Power"},
     "objective": {"denoising": "fokker.objectives:Denoising"},
     "grid": {
+        "flow": "fokker.solvers:FlowTime",
         "t": "fokker.solvers:UniformT",
         "lam": "fokker.solvers:UniformLam",
         "karras": "fokker.solvers:Karras",

@@ -21,12 +21,12 @@ from .errors import ConfigError
 from .noise import Seed
 from .prediction import Denoiser
 from .registry import build
-from .sampling import DEFAULT_STEPS, sample, trajectory
-from .solvers import DDIM, RK4, Solver, Times, UniformLam, as_grid, steps_for_nfe
+from .sampling import DEFAULT_SOLVER, DEFAULT_STEPS, sample, trajectory
+from .solvers import RK4, Solver, Times, UniformLam, as_grid, steps_for_nfe
 
 __all__ = ["NAMED", "Trial", "named_grids", "optimise_grid", "refine", "search"]
 
-NAMED = ("t", "lam", "karras", "quadratic", "cosine", "beta", "shift", "linspace")
+NAMED = ("flow", "t", "lam", "karras", "quadratic", "cosine", "beta", "shift", "linspace")
 """The kinds of grid that start at the noisiest time, among which the search finds its beginning."""
 
 CLOSEST = 1e-4  # in lam; the search brings no two times closer
@@ -41,7 +41,7 @@ class Trial:
 
     Args:
         denoiser: exact, learned or guided.
-        solver: a deterministic one, its name or recipe; default DDIM().
+        solver: a deterministic one, its name or recipe; default as in `sample`.
         indices: the noises, numbers of samples of `seed`.
         seed, cond, shape, batch_size, device, dtype: as in `sample`.
         final: where the solver ends, as in `sample`.
@@ -72,7 +72,7 @@ class Trial:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.denoiser, self.process = denoiser, denoiser.process
-        self.solver: Solver = DDIM() if solver is None else build("solver", solver)
+        self.solver: Solver = build("solver", DEFAULT_SOLVER if solver is None else solver)
         if self.solver.stochastic:
             raise ConfigError(
                 f"solver: given {self.solver}, which draws noise; a grid is tuned for a deterministic one"

@@ -101,7 +101,13 @@ def test_azula(vp: Problem) -> None:
     contestants = {c.name: c.run for c in azula(vp)}
     lam = torch.linspace(float(vp.process.lam(1.0)), float(vp.process.lam(vp.process.t_min)), 11, dtype=torch.float64)
     alpha = float(vp.process.alpha(vp.process.t_min))
-    pairs = {"Euler": DDIM(), "zEAB 2": DPM(2, "M"), "xEAB 3": DPMpp(3), "zAB 3": DEIS(2, "rho"), "vAB 3": Adams(2)}
+    pairs = {
+        "Euler": DDIM(),
+        "zEAB 2": DPM(2, "M"),
+        "xEAB 3": DPMpp(3),
+        "zAB 3": DEIS(2, "rho"),
+        "vAB 3": Adams(2, "flow"),
+    }
     for name, solver in pairs.items():
         end = contestants[f"{name}, VE"](vp, 10)
         assert end is not None

@@ -113,6 +113,14 @@ def test_monte_carlo_is_unbiased_and_calibrated(name: str) -> None:
         torch.testing.assert_close(divergence_between(P, Q, OWN[name], grid=LINE).value, truth, rtol=1e-9, atol=1e-12)
 
 
+def test_a_function_of_ones_own_meets_densities_that_underflow() -> None:
+    p, q = exact.Gaussian([0.0], 0.01), exact.Gaussian([0.6], 0.01)
+    wanted = math.erf(0.6 / (2 * 0.1 * math.sqrt(2)))
+    assert q.at(VP(), 0.0).log_prob(LINE.centres()).exp().min() == 0.0
+    for f in ("tv", OWN["tv"]):
+        assert divergence_between(p, q, f, grid=LINE).value.item() == pytest.approx(wanted, abs=1e-3)
+
+
 def test_mixture_divergences_against_scipy() -> None:
     from scipy.integrate import quad
 

@@ -81,7 +81,7 @@ def test_quadratic_variation() -> None:
 
 
 def test_isometry() -> None:
-    n, N = 20_000, 64
+    n, N = 10_000, 48
     times = torch.linspace(0, 1, N + 1, dtype=F64)
     w = path(wiener(3, torch.arange(n), times, (2,)))
     for y in (torch.stack([times.sin() + 1, times**2], 1)[:, None].expand_as(w), w.sin(), w * times[:, None, None]):
@@ -95,7 +95,7 @@ def test_isometry() -> None:
 
 def test_product_rule() -> None:
     """d(x . y) = dx . y + x . dy + D b d dt, for the same Brownian motion; without the bracket it fails."""
-    n, N, D = 20_000, 50, 3
+    n, N, D = 10_000, 40, 3
     times = torch.linspace(0, 1, N + 1, dtype=F64)
     steps, other = (wiener(s, torch.arange(n), times, (D,)) for s in (4, 5))
     b, d = (1 + times[:-1])[:, None, None], (times[:-1] ** 2)[:, None, None]
@@ -163,8 +163,8 @@ def test_euler_maruyama_orders() -> None:
 
 def test_reverse_sde_has_the_data_s_law_and_the_printed_sign_explodes() -> None:
     """Book line 10376, seed 003 line 291: from p_T back to N(0.5, 0.04); with the sign lost the variance explodes."""
-    law, times = exact.Gaussian([0.5], 0.04), torch.linspace(1.0, 0.0, 401, dtype=F64)
-    process, n = VP(), 4000
+    law, times = exact.Gaussian([0.5], 0.04), torch.linspace(1.0, 0.0, 301, dtype=F64)
+    process, n = VP(), 3000
     start, steps = law.at(process, 1.0).sample(n, dtype=F64), wiener(10, torch.arange(n), times, (1,))
     amount = lambda x, t: process.g2(t).sqrt()  # noqa: E731
     for sign in (1.0, -1.0):
@@ -175,6 +175,24 @@ def test_reverse_sde_has_the_data_s_law_and_the_printed_sign_explodes() -> None:
             assert abs(end.var() / 0.04 - 1) < 4 * math.sqrt(2 / n) + 0.05
         else:
             assert end.var() > 100
+
+
+def test_the_gaussian_reverse_step_is_the_true_kernel_with_kl_of_slope_2() -> None:
+    """p(x_t | x_s) against N(x - (f - g^2 s) h, g^2 h) at s = t + h (book Sec. 4.5.2); g^2 / 2 is no reverse step."""
+    law, s = exact.GaussianMixture([0.3, 0.7], [[-2.0], [1.5]], [0.16, 0.36]), 0.4
+    misses, wrong = [], []
+    for h in (0.02, 0.01, 0.005, 0.0025):
+        step = math.sqrt(float(P.g2(s)) * h)
+        x = torch.tensor([[-0.3]], dtype=F64)
+        y = x + step * torch.linspace(-9, 9, 1201, dtype=F64)[:, None]
+        truth = law.at(P, s).reverse(x.expand(1201, 1), s - h).log_prob(y)
+        for push, kept in ((1.0, misses), (0.5, wrong)):
+            centre = x - (P.f(s) * x - push * P.g2(s) * law.at(P, s).score(x)) * h
+            guess = -0.5 * ((y - centre) / step).square().sum(1) - math.log(step * math.sqrt(2 * math.pi))
+            kept.append(float((truth.exp() * (truth - guess)).sum() * step * 18 / 1200))
+    slopes = [math.log2(a / b) for a, b in pairwise(misses)]
+    assert 1.92 < slopes[0] < slopes[1] < slopes[2] < 2.0
+    assert math.log2(wrong[-2] / wrong[-1]) < 1.4 and wrong[-1] > 4 * misses[-1]
 
 
 def test_the_denoiser_is_a_martingale_along_the_reverse_sde() -> None:

@@ -160,7 +160,8 @@ def test_probes_are_keyed_by_sample_and_may_be_held() -> None:
     torch.testing.assert_close(part, type(part)(whole.value[index], whole.stderr[index]), rtol=1e-12, atol=1e-12)
     held = probes.draw(torch.arange(6), (3,), F64)
     assert held.shape == (3, 6, 3) and torch.equal(held.abs(), torch.ones_like(held))
-    torch.testing.assert_close(divergence(score, x, 0.3, probes=held), whole)
+    for chunk in (None, 1, 2):
+        torch.testing.assert_close(divergence(score, x, 0.3, probes=held, chunk=chunk), whole)
     torch.testing.assert_close(divergence(score, x, 0.3, probes=probes, chunk=1), whole)
     by_hand = torch.stack([(u * jvp(score, x, u, 0.3)[1]).sum(1) for u in held])
     torch.testing.assert_close(whole.value, by_hand.mean(0))
@@ -239,6 +240,8 @@ def test_lipschitz_of_two_points_and_along_a_path() -> None:
             lambda x: divergence(linear, x, probes=torch.ones(2, 3)),
             r"probes: given shape \(2, 3\), must be \(K, 6, 3\)",
         ),
+        (lambda x: divergence(linear, x, probes=torch.ones(0, 6, 3)), r"given shape \(0, 6, 3\).* with K >= 1"),
+        (lambda x: divergence(linear, x, probes=torch.tensor(1.0)), r"given shape \(\)"),
         (lambda x: divergence(lambda x: x[:, :2], x), r"field: given \(6, 3\) it returns \(6, 2\)"),
         (lambda x: lipschitz(linear, x, iterations=0), "iterations: given 0"),
         (lambda x: lipschitz_along(score, torch.ones(2), x[None]), "states: given 1 for 2 times"),

@@ -234,6 +234,10 @@ def test_generator_by_hand() -> None:
     exactly = generator(moving, VIEW.drift, G, x, t).value
     assert ((many.value - exactly).abs() <= 4 * many.stderr).all()
     assert (many.stderr[:, 1] > 1e-4).all()
+    x = VIEW.points(0.4, 2000)
+    value, stderr = generator(moving, VIEW.drift, G, x, t, probes=Hutchinson(16, "gaussian", seed=1))
+    miss = value - generator(moving, VIEW.drift, G, x, t).value
+    assert abs(miss[:, 1].square().mean() / stderr[:, 1].square().mean() - 1) < 0.1
 
 
 @pytest.mark.parametrize("process", [VP(), Flow(), EDM()], ids=lambda p: type(p).__name__)

@@ -54,7 +54,7 @@ def test_what_it_equals() -> None:
         oracle, grid = mixture(process), torch.cat([bent(process), torch.zeros(1, dtype=F64)])
         x = quantile_starts(oracle, float(grid[0]))
         want = execute(DDIM().plan(process, grid), oracle, x)
-        assert float((execute(Adams(0).plan(process, grid), oracle, x) - want).abs().max()) < 1e-11
+        assert float((execute(Adams(0, "flow").plan(process, grid), oracle, x) - want).abs().max()) < 1e-11
     trig = Trig()
     oracle, grid = mixture(trig), UniformT().times(trig, 6, 1.0, 0.0, True)
     x = quantile_starts(oracle, 1.0)
@@ -67,7 +67,7 @@ def test_order_is_2(line: str, space: str) -> None:
     slope, last = observed(line, Adams(1, space), 128)
     assert slope == pytest.approx(2.0, abs=0.15), last
     assert observed(line, Adams(2, space), 128)[1] < 0.6 * last
-    assert Adams(1, space).order == Adams(3, space).order == 2 and Adams(0).order == 1
+    assert Adams(1, space).order == Adams(3, space).order == 2 and Adams(0, "flow").order == 1
 
 
 def test_refusals() -> None:

@@ -166,6 +166,6 @@ def _rates(b: Any, D: Any, h: float) -> tuple[Any, Any]:
     """D / h B(-w) and D / h B(w) of Eq. (2); their limits max(b, 0) and max(-b, 0) at D = 0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         w = b * h / D
-        back = np.where(np.abs(w) < 1e-8, D / h - 0.5 * b, b / np.expm1(w))
+        back = np.where(w == 0.0, D / h, b / np.expm1(w))
     back = np.where(D > 0.0, back, np.maximum(-b, 0.0))
     return back + b, back

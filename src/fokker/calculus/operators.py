@@ -106,9 +106,9 @@ def _directions(
 ) -> Iterator[Tensor]:
     """Pieces (k, B, *shape) of the basis of `shape`, or of the probes."""
     width = math.prod(shape)
-    if isinstance(probes, Tensor) and (probes.ndim == 0 or tuple(probes.shape[1:]) != (len(x), *shape)):
+    if isinstance(probes, Tensor) and (not probes.numel() or tuple(probes.shape[1:]) != (len(x), *shape)):
         wanted = ", ".join(["K", str(len(x)), *map(str, shape)])
-        raise ConfigError(f"probes: given shape {tuple(probes.shape)}, must be ({wanted})")
+        raise ConfigError(f"probes: given shape {tuple(probes.shape)}, must be ({wanted}) with K >= 1")
     if chunk is not None and chunk < 1:
         raise ConfigError(f"chunk: given {chunk}, must be 1 or more")
     count = width if probes is None else len(probes) if isinstance(probes, Tensor) else probes.probes

@@ -26,7 +26,7 @@ from ..errors import ConfigError, FileError
 from ..files import read_metadata, read_tensors, write_tensors, write_text
 from ..prediction import Denoiser
 from ..registry import build, spec
-from ..sampling import DEFAULT_STEPS, device_of, sample
+from ..sampling import DEFAULT_GRID, DEFAULT_SOLVER, DEFAULT_STEPS, device_of, sample
 from ..solvers import Grid, Solver, Times, as_grid
 from .folder import DTYPES, FOLDER_FORMAT, MANIFEST, SHARD_FORMAT, Shard, answers, read_manifest, shards
 
@@ -103,8 +103,8 @@ class Sharding:
         if cond is not None and (cond.ndim < 1 or not len(cond)):
             raise ConfigError(f"cond: given shape {tuple(cond.shape)}, must be rows (m, ...), at least one")
         self.n, self.batch_size, self.shards = n, batch_size, shards(n, size)
-        method: Solver = build("solver", "ddim" if solver is None else solver)
-        grid = as_grid("lam" if grid is None else grid)
+        method: Solver = build("solver", DEFAULT_SOLVER if solver is None else solver)
+        grid = as_grid(DEFAULT_GRID if grid is None else grid)
         if steps is None and nfe is None and not isinstance(grid, Times) and not method.own_steps:
             steps = method.fixed_steps(final == "x0") or DEFAULT_STEPS
         self.keys = {"solver": method, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}

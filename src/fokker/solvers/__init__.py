@@ -11,6 +11,7 @@ from .dpmv3 import DPMv3, Statistics
 from .grid import (
     Angle,
     Beta,
+    FlowTime,
     Grid,
     Karras,
     Leading,
@@ -57,6 +58,7 @@ __all__ = [
     "EulerMaruyama",
     "ExpEuler",
     "ExpHeun",
+    "FlowTime",
     "Grid",
     "Heun",
     "Karras",

@@ -36,8 +36,8 @@ class Adams(Solver):
         space: "flow" or "angle" (see the module).
     """
 
-    degree: Annotated[int, Field(ge=0, le=3)] = 2
-    space: Literal["flow", "angle"] = "flow"
+    degree: Annotated[int, Field(ge=0, le=3)] = 1
+    space: Literal["flow", "angle"] = "angle"
     open_data = True
 
     @property
@@ -55,6 +55,7 @@ class Adams(Solver):
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
         times, most = torch.cat([s, t[-1:]]), self.degree + 1
         alpha, sigma = process.alpha(times), process.sigma(times)
+        sigma = torch.where(times == 0.0, 0.0, sigma)  # time 0 means x0, whatever sigma(0) is
         if self.space == "flow":
             scale = alpha + sigma
             u, on_x0, on_noise = sigma / scale, -torch.ones_like(scale), torch.ones_like(scale)

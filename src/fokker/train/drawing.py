@@ -14,8 +14,8 @@ from ..errors import ConfigError
 from ..guidance import CFG
 from ..prediction import Denoiser
 from ..registry import build
-from ..sampling import sample
-from ..solvers import DDIM, Grid, Solver, Times, as_grid
+from ..sampling import DEFAULT_SOLVER, sample
+from ..solvers import Grid, Solver, Times, as_grid
 from .options import Sampling
 
 __all__ = ["Drawing", "class_count", "draw", "is_conditional", "settle"]
@@ -123,7 +123,7 @@ def settle(
         if steps is None and nfe is None and not own and not isinstance(as_grid(grid), Times):
             steps, nfe = options.steps, options.nfe
     if brownian:
-        chosen = DDIM() if solver is None else build("solver", solver)
+        chosen = build("solver", DEFAULT_SOLVER if solver is None else solver)
         if not chosen.stochastic:
             raise ConfigError(f"brownian: given, but {chosen} draws no noise; leave it, or give a stochastic solver")
     guided: Denoiser = denoiser if rows is None or scale == 1.0 else CFG(denoiser, scale)

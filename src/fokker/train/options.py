@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from ..component import component
 from ..errors import ConfigError
 from ..registry import build, resolves
+from ..sampling import DEFAULT_GRID, DEFAULT_SOLVER
 from ..solvers import Grid, Solver
 from .ema import Constant, Power
 from .optim import optimiser_class
@@ -128,8 +129,8 @@ class Sampling:
     """
 
     key: ClassVar[str] = "sampling"
-    solver: Annotated[Solver, resolves("solver")] = Field(default_factory=lambda: build("solver", "heun"))
-    grid: Annotated[Grid, resolves("grid")] = Field(default_factory=lambda: build("grid", "t"))
+    solver: Annotated[Solver, resolves("solver")] = Field(default_factory=lambda: DEFAULT_SOLVER)
+    grid: Annotated[Grid, resolves("grid")] = Field(default_factory=lambda: DEFAULT_GRID)
     steps: Count | None = None
     nfe: Count | None = None
     guidance: float = 1.0
