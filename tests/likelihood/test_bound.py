@@ -10,6 +10,7 @@ import fokker as fk
 from fokker.errors import ConfigError
 from fokker.likelihood import bits_per_dim, elbo, log_prob
 from fokker.likelihood.bound import _reconstruction
+from fokker.objectives import Likelihood, LogNormal
 from fokker.process import Process
 
 VAR = torch.tensor([0.8, 0.3, 1.5]).double()
@@ -80,6 +81,16 @@ def test_a_wrong_score_pays_its_path_divergence() -> None:
     want = -0.09 * 0.5 * float(((1.0 - q[1]) / (1.0 - q[0])).log().sum())
     assert abs(float(lost.mean()) - want) < 4.0 * float(lost.std()) / math.sqrt(2000)
     assert abs(want) > 20.0 * float(lost.std()) / math.sqrt(2000)
+
+
+def test_the_likelihood_weighted_loss_is_the_diffusion_term() -> None:
+    process = fk.VP()
+    objective = fk.Denoising(weight=Likelihood(), times=LogNormal(mean=0.0, std=3.0), density="replace")
+    x = GAUSSIAN.sample(20_000, seed=6, dtype=torch.float64)
+    losses = 3.0 * objective.terms(GAUSSIAN.denoiser(process), x).loss.double()
+    want = diffusion(x, *(float(process.lam(t)) for t in (process.T, process.t_min)))
+    error = math.hypot(float(losses.std()), float(want.std())) / math.sqrt(20_000)
+    assert abs(float(losses.mean() - want.mean())) < 4.0 * error < 0.05 * float(want.mean())
 
 
 def test_the_bound_is_below_the_likelihood_of_the_flow_and_by_little() -> None:
