@@ -77,7 +77,7 @@ def weighted_log_prob(
         denoiser: learned or exact.
         x: data (B, *event), float32 or float64.
         paths: K, 2 or more; K steps evaluations per sample, all paths at once.
-        steps, grid: the chain's times, as in `sample(..., final="t_min")`; default 50 steps in lam.
+        steps, grid: the chain's times, as in `sample(..., final="t_min")`.
         cond: as in `sample`.
         seed, index: key of the paths; index (B,), default 0..B-1.
 
