@@ -12,6 +12,7 @@ from fokker import noise
 from fokker.calculus import Hutchinson
 from fokker.data import Category, Number, Samples, SignalCodec, TableCodec, to_uint8
 from fokker.errors import ConfigError
+from fokker.likelihood import elbo
 from fokker.metrics import log_volume, nll
 
 VAR = torch.tensor([0.3, 0.8]).double()
@@ -112,4 +113,6 @@ def test_large_data_by_probes() -> None:
     report = nll(law.denoiser(fk.Flow()), data, n=30, seed=2)
     costs = -law.log_prob(chosen(data, 30, 0, seed=2).double())
     assert report.facts == {"seed": 2, "draws": 64, "probes": 1, "conditional": False}
+    bound = elbo(law.denoiser(fk.Flow()), chosen(data, 30, 0, seed=2), draws=64, seed=2).value
+    assert abs(report.rows[1].value + float(bound.mean())) < 1e-9
     assert abs(report.rows[0].value - float(costs.mean())) < 2e-2  # signs are exact for an isotropic law
