@@ -15,6 +15,7 @@ _HOME = {
     "prediction": ("Denoiser", "Prediction", "Reading"),
     "denoiser": ("NetDenoiser", "to_process"),
     "objectives": ("Denoising",),
+    "likelihood": ("elbo", "log_prob"),
     "sampling": ("diffuse", "encode", "sample", "trajectory"),
     "train": ("fit", "load", "resume", "save"),
     "statistics": ("compute_statistics",),
@@ -26,6 +27,7 @@ _MODULES = (
     "data",
     "exact",
     "guidance",
+    "likelihood",
     "metrics",
     "nets",
     "noise",
@@ -59,11 +61,14 @@ __all__ = [
     "compute_statistics",
     "data",
     "diffuse",
+    "elbo",
     "encode",
     "exact",
     "fit",
     "guidance",
+    "likelihood",
     "load",
+    "log_prob",
     "metrics",
     "nets",
     "noise",
@@ -81,8 +86,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import calculus, data, exact, guidance, metrics, nets, noise, objectives, process, solvers, train
+    from . import calculus, data, exact, guidance, likelihood, metrics, nets, noise, objectives, process, solvers, train
     from .denoiser import NetDenoiser, to_process
+    from .likelihood import elbo, log_prob
     from .objectives import Denoising
     from .prediction import Denoiser, Prediction, Reading
     from .process import DDPM, EDM, OU, VE, VP, Cosine, Custom, DiscreteVP, Flow, Linear, SubVP, Trig

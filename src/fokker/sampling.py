@@ -19,7 +19,7 @@ from .solvers.grid import check_times
 from .solvers.path import increments
 from .solvers.run import AfterStep, Callback, Draw
 
-__all__ = ["diffuse", "encode", "sample", "trajectory"]
+__all__ = ["diffuse", "encode", "encoding_times", "sample", "trajectory"]
 
 DEFAULT_STEPS = 50
 # Measured (benchmarks/solvers.md, docs/solvers.md): at 5 to 50 evaluations within twice the error of the best named
@@ -147,11 +147,22 @@ def encode(
         steps, nfe, grid, cond, callback: as in `sample`; a given array of times may run either way.
     """
     job = _Job(denoiser, None, None, x, None, 0, None, x.dtype)
-    times = job.grid_times(solver, steps, nfe, grid, "t_min")
-    if bool(times[0] > times[-1]):
-        times = times.flip(0)
-    job.settle(times, cond)
+    job.settle(job.outward(job.grid_times(solver, steps, nfe, grid, "t_min")), cond)
     return job.run(slice(0, job.n), callback=callback).to(x.device)
+
+
+def encoding_times(
+    denoiser: Denoiser,
+    *,
+    solver: Solver | str | dict[str, Any] | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid | str | dict[str, Any] | Tensor | Sequence[float] | None = None,
+) -> Tensor:
+    """The times that `encode` with these arguments passes, increasing, (N + 1,) float64."""
+    shape = tuple(denoiser.shape) or (1,)
+    job = _Job(denoiser, 1, shape, None, None, 0, None, torch.float32)
+    return job.outward(job.grid_times(solver, steps, nfe, grid, "t_min"))
 
 
 class _Job:
@@ -242,6 +253,10 @@ class _Job:
         if times.ndim == 1 and len(times) > 1 and bool(times[-1] > times[0]):
             raise ConfigError("grid: these times increase, but sampling runs towards the data (see encode)")
         return times
+
+    def outward(self, times: Tensor) -> Tensor:
+        """The times, turned round if they run towards the data."""
+        return times.flip(0) if bool(times[0] > times[-1]) else times
 
     def parts(self, batch_size: int | None) -> list[slice]:
         size = self.n if batch_size is None else batch_size

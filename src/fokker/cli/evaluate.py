@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, FileError
+from .bars import Bar, new_folder
 from .grids import GRIDS, parse_component, read_grid
 
 if TYPE_CHECKING:
@@ -26,7 +25,10 @@ __all__ = ["evaluate"]
 
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run folder or a model.safetensors file.")],
-    n: Annotated[int, typer.Option("-n", "--n", help="Samples; at most half of the training rows.")] = 2000,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--n", help="Samples [2000], at most half of the training rows; with --nll rows [256]."),
+    ] = None,
     features: Annotated[
         str | None,
         typer.Option(help="classifier, efficientnet-lite0/block10, efficientnet-lite0/top, pixels; several by commas."),
@@ -43,6 +45,10 @@ def evaluate(
     nfe: Annotated[int | None, typer.Option(help="In place of steps: the most network evaluations allowed.")] = None,
     grid: Annotated[str | None, typer.Option(help=GRIDS)] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = None,
+    nll: Annotated[
+        bool,
+        typer.Option("--nll", help="Draw nothing; give the data's negative log-likelihood, in bits/dim or nats."),
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Samples per network call.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the samples, of the rows compared, and of the intervals.")] = 0,
     output: Annotated[
@@ -63,6 +69,7 @@ def evaluate(
     from ..train.checkpoint import model_path
     from ..train.options import Sampling
     from .judges import classifiable, judges
+    from .nll import measure_nll
 
     chosen = {"--solver": solver, "--steps": steps, "--nfe": nfe, "--grid": grid, "--guidance": guidance}
     if samples is not None and any(value is not None for value in chosen.values()):
@@ -74,6 +81,19 @@ def evaluate(
     if "data" not in recipe:
         raise ConfigError(f"{file}: names no data to compare with; give a run that `fokker train` made")
     source = build("data", recipe["data"])
+    about: dict[str, Any] = {"fokker": __version__, "model": file_digest(file), "data": recipe["data"]}
+    folder_name = output if output is not None else file.parent / "evaluation"
+    if nll:
+        given = {"--samples": samples, "--features": features, "--metrics": metrics, "--guidance": guidance}
+        named = ", ".join(name for name, value in given.items() if value is not None)
+        if named:
+            raise ConfigError(f"--nll: measures the model, not samples: leave {named}")
+        ways = {"grid": read_grid(grid), "steps": steps, "nfe": nfe}
+        ways["solver"] = None if solver is None else parse_component(solver, "--solver")
+        ways |= {"n": 256 if n is None else n, "batch_size": batch_size, "seed": seed}
+        measure_nll(run, source, info, about, folder_name, _held_out, ways)
+        return
+    n = 2000 if n is None else n
     if isinstance(source, Latents):
         source = source.source  # decoded samples are judged against the images
     train, test = source.load("train"), _held_out(source)
@@ -82,7 +102,6 @@ def evaluate(
         need = f"must be at least {LEAST}, with {2 * LEAST} training rows or more"
         raise ConfigError(f"--n: given {n}, and the data has {len(train)} training rows: {need}")
     n = min(n, len(train) // 2)
-    about: dict[str, Any] = {"fokker": __version__, "model": file_digest(file), "data": recipe["data"]}
     if samples is None:
         denoiser = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         codec = build("codec", info["codec"]) if info.get("codec") else None
@@ -97,7 +116,7 @@ def evaluate(
     asked, possible = None if metrics is None else wanted, labels is not None and classifiable(train)
     check_possible(asked, held_out=0 if test is None else len(test), classes=possible)
     keys = {"features": over_features(wanted), "agreement": possible and "agreement" in wanted}
-    with _folder(output if output is not None else file.parent / "evaluation") as folder:
+    with new_folder(folder_name) as folder:
         over, classifier = judges(features, train, file.parent, typer.echo, **keys)
         if samples is None:
             typer.echo(f"drawing {n} samples ...")
@@ -110,7 +129,7 @@ def evaluate(
             "classifier": classifier,
             "seed": seed,
         }
-        with _Bar() as advance:
+        with Bar() as advance:
             report = measure(x, train, test, progress=advance, **judged)
         write_text(folder / "evaluation.json", report.to_json(**about))
         write_text(folder / "evaluation.md", report.markdown())
@@ -223,40 +242,3 @@ def _given(path: Path, train: Samples, batch_size: int) -> tuple[Tensor, Tensor 
     values = torch.from_numpy(array.astype("float64" if array.dtype.kind == "f" else "int64"))
     labels = None if told is None else as_labels(f"--samples: {path}", "labels", told, len(values))[0]
     return _as_data(values, train), labels
-
-
-@contextmanager
-def _folder(wanted: Path) -> Iterator[Path]:
-    """A new folder of this name, numbered on if it is there; taken away again if nothing comes of it."""
-    chosen, number = wanted, 1
-    while chosen.exists():
-        number += 1
-        chosen = wanted.with_name(f"{wanted.name}-{number}")
-    try:
-        chosen.mkdir(parents=True)
-    except OSError as error:
-        raise FileError(f"--output: {chosen} cannot be made ({error.strerror})") from None
-    try:
-        yield chosen
-    except BaseException:
-        with suppress(OSError):
-            chosen.rmdir()
-        raise
-
-
-class _Bar:
-    """A progress bar of the report's steps, on a terminal."""
-
-    def __enter__(self) -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        console = Console(stderr=True)
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.bar.__enter__()
-        task = self.bar.add_task("")
-        return lambda what, done, total: self.bar.update(task, description=what, completed=done, total=total)
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)

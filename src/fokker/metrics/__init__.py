@@ -6,6 +6,7 @@ from .frechet import frechet_distance, frechet_gaussians
 from .intervals import half_sample_interval
 from .kernels import energy_distance, gaussian_kernel, kid, median_bandwidth, mmd2, polynomial_kernel
 from .neighbours import Memorisation, Support, memorisation, support
+from .nll import NllReport, NllRow, log_volume, nll
 from .report import METRICS, Report, Row, evaluate
 from .transport import sinkhorn_divergence, sliced_w2, wasserstein
 
@@ -13,6 +14,8 @@ __all__ = [
     "METRICS",
     "Features",
     "Memorisation",
+    "NllReport",
+    "NllRow",
     "Report",
     "Row",
     "Support",
@@ -27,9 +30,11 @@ __all__ = [
     "half_sample_interval",
     "identity",
     "kid",
+    "log_volume",
     "median_bandwidth",
     "memorisation",
     "mmd2",
+    "nll",
     "polynomial_kernel",
     "sinkhorn_divergence",
     "sliced_w2",

@@ -153,23 +153,33 @@ class Report:
 
     def table(self) -> Table:
         """The table for a terminal."""
-        heading, *lines = self.cells()
-        table = Table(box=None, padding=(0, 1, 0, 0))
-        for i, name in enumerate(heading):
-            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
-        for line in lines:
-            table.add_row(*(cell.replace("[", r"\[") for cell in line))
-        return table
+        return as_table(self.cells())
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        heading, *lines = self.cells()
-        rule = ("---", *("---:" for _ in heading[1:]))
-        return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *lines))
+        return as_markdown(self.cells())
 
     def picture(self) -> Image.Image:
         """Samples beside data, the samples most like copies, and every value beside its floors; see `sheet`."""
         return sheet(self)
+
+
+def as_table(cells: Sequence[tuple[str, ...]]) -> Table:
+    """Lines of text, headings first, for a terminal."""
+    heading, *lines = cells
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for i, name in enumerate(heading):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
+    for line in lines:
+        table.add_row(*(cell.replace("[", r"\[") for cell in line))
+    return table
+
+
+def as_markdown(cells: Sequence[tuple[str, ...]]) -> str:
+    """Lines of text, headings first, in Markdown."""
+    heading, *lines = cells
+    rule = ("---", *("---:" for _ in heading[1:]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *lines))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,21 @@
+"""Log-likelihoods of diffusion models, by the ODE, the variational bound and weighted paths; bits; latents."""
+
+from .bound import Bound, elbo
+from .flow import LogProb, log_prob
+from .latents import interpolate, slerp
+from .paths import Weighted, path_kl, weighted_log_prob
+from .pixels import bits_per_dim, dequantise
+
+__all__ = [
+    "Bound",
+    "LogProb",
+    "Weighted",
+    "bits_per_dim",
+    "dequantise",
+    "elbo",
+    "interpolate",
+    "log_prob",
+    "path_kl",
+    "slerp",
+    "weighted_log_prob",
+]
