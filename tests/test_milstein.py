@@ -12,7 +12,7 @@ from torch import Tensor
 from fokker import noise
 from fokker.errors import ConfigError
 from fokker.process import EDM, OU, VP
-from fokker.sampling import diffuse
+from fokker.forward import diffuse
 
 from .solvers.oracle import F64, slopes
 

@@ -465,3 +465,24 @@ def test_times_of_ones_own_contradict_steps_and_nfe() -> None:
     ):
         with pytest.raises(ConfigError, match=next(iter(wrong)).rstrip("s")):
             sample(oracle, **wrong)
+
+
+def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network inside is compiled, once for all calls, whatever stands around it."""
+    told: list[Any] = []
+
+    def compiled(net: nn.Module, **keys: Any) -> None:
+        told.append((net, keys))
+        net._compiled_call_impl = net._call_impl
+
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    net = nn.Bilinear(3, 1, 3)
+    net.forward = lambda x, time: x * time[:, None]  # type: ignore[method-assign, assignment]
+    denoiser = NetDenoiser(net, Flow(), shape=(3,))
+    sample(denoiser, n=5, steps=4)
+    assert told == []
+    for given in (to_process(denoiser, VP()), denoiser):
+        sample(given, n=5, steps=4, compile=True)
+    assert told == [(net, {"mode": None})]
+    with pytest.raises(ConfigError, match="compile: given True, but Oracle has no network"):
+        sample(gaussian(VP()), compile=True)

@@ -16,7 +16,8 @@ _HOME = {
     "denoiser": ("NetDenoiser", "to_process"),
     "objectives": ("Denoising",),
     "likelihood": ("elbo", "log_prob"),
-    "sampling": ("diffuse", "encode", "sample", "trajectory"),
+    "forward": ("diffuse",),
+    "sampling": ("encode", "sample", "trajectory"),
     "train": ("fit", "load", "resume", "save"),
     "statistics": ("compute_statistics",),
     "tuning": ("optimise_grid",),
@@ -88,12 +89,13 @@ __all__ = [
 if TYPE_CHECKING:
     from . import calculus, data, exact, guidance, likelihood, metrics, nets, noise, objectives, process, solvers, train
     from .denoiser import NetDenoiser, to_process
+    from .forward import diffuse
     from .likelihood import elbo, log_prob
     from .objectives import Denoising
     from .prediction import Denoiser, Prediction, Reading
     from .process import DDPM, EDM, OU, VE, VP, Cosine, Custom, DiscreteVP, Flow, Linear, SubVP, Trig
     from .registry import register
-    from .sampling import diffuse, encode, sample, trajectory
+    from .sampling import encode, sample, trajectory
     from .statistics import compute_statistics
     from .train import fit, load, resume, save
     from .tuning import optimise_grid

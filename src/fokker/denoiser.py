@@ -14,7 +14,7 @@ from .prediction import READINGS, Denoiser, Prediction, Reading, coefficients, e
 from .process import DiscreteVP, Process, as_time, clocks, expand
 from .registry import build
 
-__all__ = ["NetDenoiser", "View", "null_like", "repeat_cond", "take_cond", "to_process"]
+__all__ = ["NetDenoiser", "View", "compile_net", "innermost", "null_like", "repeat_cond", "take_cond", "to_process"]
 
 TIME_INPUTS = {
     "t": "t / T, in [0, 1]",
@@ -58,6 +58,29 @@ def take_cond(cond: Any, rows: Tensor) -> Any:
     if isinstance(cond, (list, tuple)):
         return type(cond)(take_cond(value, rows) for value in cond)
     return cond.to(rows.device)[rows] if isinstance(cond, Tensor) else cond
+
+
+def innermost(denoiser: Denoiser) -> Denoiser:
+    """What guidance, bounds and views are put around: the network's or the exact denoiser."""
+    inner: Any = denoiser
+    while not isinstance(inner, nn.Module) and hasattr(inner, "denoiser"):
+        inner = inner.denoiser
+    found: Denoiser = inner
+    return found
+
+
+def compile_net(denoiser: Denoiser) -> None:
+    """Compile the network inside, in place and once: by torch.compile, on CUDA with its CUDA graphs.
+
+    Raises ConfigError where there is no network.
+    """
+    inner: Any = innermost(denoiser)
+    net = getattr(inner, "net", inner)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"compile: given True, but {type(inner).__name__} has no network; leave it out")
+    if net._compiled_call_impl is None:
+        there = next((parameter.device.type for parameter in net.parameters()), "cpu")
+        net.compile(mode="reduce-overhead" if there == "cuda" else None)
 
 
 @recorded

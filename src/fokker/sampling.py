@@ -1,4 +1,4 @@
-"""The user's door to the solvers: sample, trajectory, encode, and forward paths by diffuse."""
+"""The user's door to the solvers: sample, trajectory, encode."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from . import noise as philox
-from .denoiser import repeat_cond, take_cond
+from .denoiser import compile_net, innermost, repeat_cond, take_cond
 from .errors import ConfigError
 from .prediction import Denoiser
-from .process import Process, expand
 from .registry import build
 from .solvers import Adams, FlowTime, Grid, Solver, Times, as_grid, steps_for_nfe
-from .solvers.grid import check_times
 from .solvers.path import increments
 from .solvers.run import AfterStep, Callback, Draw
 
-__all__ = ["diffuse", "encode", "encoding_times", "sample", "trajectory"]
+__all__ = ["encode", "encoding_times", "sample", "trajectory"]
 
 DEFAULT_STEPS = 50
 # Measured (benchmarks/solvers.md, docs/solvers.md): at 5 to 50 evaluations within twice the error of the best named
@@ -45,6 +43,7 @@ def sample(
     batch_size: int | None = None,
     pad: bool = False,
     brownian: bool = False,
+    compile: bool = False,  # noqa: A002
     callback: Callback | None = None,
     after_step: AfterStep | None = None,
     progress: bool | Callable[[int], object] = False,
@@ -75,6 +74,7 @@ def sample(
         pad: fill the last batch up to batch_size, so that a network sees one shape only (its bits depend on it).
         brownian: read a stochastic solver's noise from one Brownian path per sample, the same for any grid and number
             of steps: with more of them a sample is refined instead of changed. Noise costs about 20 times as much.
+        compile: compile the denoiser's network, which stays compiled; the first call takes long.
         callback: (step, time, x, prediction) after the first evaluation of each step; True stops that batch there.
             `prediction.x` is the live state: read what you need before returning.
         after_step: (step, x) -> new state or None.
@@ -89,6 +89,8 @@ def sample(
         ConfigError: contradictory or impossible arguments.
     """
     job = _Job(denoiser, n, shape, x, indices, seed, device, dtype)
+    if compile:
+        compile_net(denoiser)
     job.settle(job.inward(job.grid_times(solver, steps, nfe, grid, final)), cond, brownian)
     if pad and batch_size is None:
         raise ConfigError("pad: give batch_size, the number to fill up to")
@@ -314,9 +316,7 @@ class _Job:
 
 def device_of(denoiser: Denoiser) -> torch.device:
     """Where a denoiser computes: its parameters' device, else the CPU."""
-    inner: Any = denoiser
-    while not isinstance(inner, nn.Module) and hasattr(inner, "denoiser"):
-        inner = inner.denoiser
+    inner = innermost(denoiser)
     if isinstance(inner, nn.Module):
         parameter = next(inner.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
@@ -334,81 +334,3 @@ def _track(parts: list[slice], progress: bool | Callable[[int], object]) -> Iter
         yield from track(parts, description="sampling")
     else:
         yield from parts
-
-
-def diffuse(
-    process: Process,
-    x0: Tensor,
-    times: Tensor | Sequence[float],
-    *,
-    seed: philox.Seed = 0,
-    indices: Tensor | Sequence[int] | None = None,
-    method: Literal["exact", "euler", "milstein"] = "exact",
-    drift: Callable[[Tensor, float], Tensor] | None = None,
-    noise: Callable[[Tensor, float], Tensor] | None = None,
-) -> Tensor:
-    """Forward paths from data, read at `times`: (len(times), n, *shape).
-
-    All methods are driven by the increments of one Brownian path w per sample on [0, T], keyed by (seed, index), so
-    finer times refine the same path. "exact" uses the transition kernels (right in law at every time, whatever the
-    spacing); "euler" is Euler-Maruyama on dx = f x dt + g dw, strong order 1 in the spacing (book Sec. 4.1.1). Other
-    equations dx = a(x, t) dt + b(x, t) dw are Ito's; where b depends on x, "euler" has strong order 1/2 and "milstein",
-    x + a h + b dw + b db/dx (dw^2 - h) / 2, has strong order 1 (Kloeden & Platen 1992, Eq. 10.3.1); both weak order 1.
-
-    Args:
-        process: whose forward SDE it is.
-        x0: data (n, *shape) at time times[0].
-        times: increasing, in [0, T]; the first is where x0 is.
-        seed, indices: which paths; default one seed, numbers range(n).
-        method: "exact", "euler", or "milstein" for a noise of one's own.
-        drift: a drift a(x, t) -> tensor in place of f(t) x; "exact" does not apply then.
-        noise: a coefficient b(x, t) -> tensor of x's shape in place of g(t), each entry a function of x's entry there
-            and of t, which torch.func can differentiate; "exact" does not apply then.
-    """
-    if method not in ("exact", "euler", "milstein"):
-        raise ConfigError(f"method: given {method!r}; allowed: 'exact', 'euler', 'milstein'")
-    if method == "milstein" and noise is None:
-        raise ConfigError("method: given 'milstein' without noise, b(x, t); with the process's own g(t) use 'euler'")
-    grid = torch.as_tensor(times, dtype=torch.float64)
-    if not check_times(grid, process):
-        raise ConfigError(f"times must increase, from data to noise (given {grid[0]:g} to {grid[-1]:g})")
-    if method == "exact" and (drift is not None or noise is not None):
-        own = "drift" if noise is None else "noise"
-        raise ConfigError(f"method: given 'exact' with a {own} of one's own, whose kernel is unknown; use 'euler'")
-    index = torch.arange(len(x0)) if indices is None else torch.as_tensor(indices)
-    index, seed = index.to(x0.device), philox.as_seed(seed)
-    many = len(x0) if isinstance(seed, int) else len(seed)
-    if len(index) != len(x0) or many != len(x0):
-        raise ConfigError(f"numbers of samples differ: {len(x0)} in x0, {len(index)} indices, {many} seeds")
-    read = (grid / process.T / philox.RESOLUTION).round() * philox.RESOLUTION
-    path = philox.brownian(seed, index, read, x0.shape[1:], dtype=x0.dtype)
-    between = (read[1:] - read[:-1]).tolist()
-    if min(between) == 0.0:
-        raise ConfigError("times lie closer together than T 2^-24, the resolution of the Brownian path")
-    gaps = (grid[1:] - grid[:-1]).tolist()
-    states = [x0]
-    for k, gap in enumerate(gaps):
-        s, t, x = float(grid[k]), float(grid[k + 1]), states[-1]
-        unit = (path[k + 1] - path[k]) / between[k] ** 0.5  # a standard normal
-        if method == "exact":
-            scale, std = process.transition(s, t)
-            states.append(expand(scale, x) * x + expand(std, x) * unit)
-        else:
-            slope = drift(x, s) if drift is not None else expand(process.f(s), x) * x
-            if noise is None:
-                states.append(x + gap * slope + float(process.g2(s)) ** 0.5 * gap**0.5 * unit)
-                continue
-            b, dw = noise(x, s), gap**0.5 * unit
-            if b.shape != x.shape:
-                raise ConfigError(f"noise: gives shape {tuple(b.shape)}, must be x's, {tuple(x.shape)}")
-            x = x + gap * slope + b * dw
-            if method == "milstein":
-                x = x + 0.5 * _along(noise, states[-1], s, b) * (dw**2 - gap)
-            states.append(x)
-    return torch.stack(states)
-
-
-def _along(b: Callable[[Tensor, float], Tensor], x: Tensor, t: float, direction: Tensor) -> Tensor:
-    """db/dx times a direction."""
-    product: Tensor = torch.func.jvp(lambda y: b(y, t), (x,), (direction,))[1]
-    return product
