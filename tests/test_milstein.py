@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fokker import noise
 from fokker.errors import ConfigError
-from fokker.process import EDM, OU, VP
 from fokker.forward import diffuse
+from fokker.process import EDM, OU, VP
 
 from .solvers.oracle import F64, slopes
 
