@@ -116,6 +116,8 @@ def read_metadata(path: Path, format: str) -> dict[str, str]:  # noqa: A002
     Raises:
         FileError: the file is missing, damaged or of another format.
     """
+    if path.is_dir():
+        raise FileError(f"{path}: is a folder, must be a safetensors file")
     try:
         with safe_open(path, framework="pt") as opened:
             metadata: dict[str, str] = opened.metadata() or {}

@@ -74,6 +74,20 @@ def test_what_a_solver_is_written_as_is_read_back() -> None:
     ):
         assert build("solver", parse_component(written(solver), "--solver")) == solver
     assert written(DPMpp(order=3), only=("order",)) == "dpm++:order=3"
+    for solver, said in (
+        (DDIM(), "ddim"),
+        (DPMpp(published=True), "dpm++:published=true"),
+        (DPM(), "dpm"),
+        (DPM(order=3), "dpm:order=3"),
+        (DPM(nfe=9), "dpm:nfe=9"),
+        (Restart(), "restart"),
+        (PredictorCorrector(predictor=DDIM(eta=1.0)), 'predictor-corrector:predictor={"kind": "ddim", "eta": 1.0}'),
+    ):
+        assert written(solver) == said and build("solver", parse_component(said, "x")) == solver
+    with pytest.raises(ConfigError, match="--solver: given 'ddim:eta=1,eta=1', which has eta twice; give it once"):
+        parse_component("ddim:eta=1,eta=1", "--solver")
+    with pytest.raises(ConfigError, match="which has kind twice"):
+        parse_component("ddim:kind=heun", "--solver")
     nested = "predictor-corrector:predictor={kind: ddim, eta: 1.0}, corrections=2"
     assert build("solver", parse_component(nested, "--solver")) == PredictorCorrector(DDIM(eta=1.0), corrections=2)
     assert build("solver", parse_component("restart:solver=ddim,intervals=[[0.1, 0.3, 1, 2]]", "x")) == Restart(

@@ -70,7 +70,7 @@ def test_tune_then_sample(call: Call, run: Path) -> None:
         "sample",
         str(run),
         "--solver",
-        "ddim:eta=0.0",
+        "ddim",
         "--grid",
         "grid.yaml",
         "--guidance",
@@ -90,7 +90,7 @@ def test_defaults_are_the_recipes_and_json_will_do(call: Call, run: Path) -> Non
     ones = torch.ones(6, dtype=torch.int64)
     want = optimise_grid(load(run), Heun(), 2, n=6, trials=12, cond=ones, fine=8)
     assert json.loads(Path("out/g.json").read_text())["values"] == want.values.tolist() and len(want.values) == 3
-    assert "--solver heun:space=t --grid out/g.json --label 1" in result.out
+    assert "--solver heun --grid out/g.json --label 1" in result.out
     assert "3 evaluations of Heun" in result.out and "on 6 noises not tuned on" in result.out
 
 
@@ -121,6 +121,10 @@ def test_mistakes_are_one_line(call: Call, run: Path) -> None:
         (("tune", run, "--trials", 0), "--trials: given 0"),
         (("tune", run, "--nfe", 2), "--nfe: given 2, which is one step of Heun(space='t') with nothing to tune"),
         (("tune", run, "--steps", 1), "--steps: given 1, which is one step"),
+        (("tune", run, "--nfe", 2 * 10**9), "nfe: given 2000000000, must be at most 1000000"),
+        (("tune", run, "--steps", 2 * 10**9), "steps: given 2000000000, must be at most 1000000"),
+        (("sample", run, "--nfe", 2 * 10**9), "nfe: given 2000000000, must be at most 1000000"),
+        (("sample", run, "--steps", 10**6 + 1), "steps: given 1000001, must be at most 1000000"),
         (("tune", run, "--per", "event"), "--per: given 'event', but it is how --statistics measures"),
         (("tune", run, "-o", "/proc/x/g.yaml"), "/proc/x/g.yaml: cannot be written"),
         (("tune", run, "-o", "no.yaml/g.yaml"), "no.yaml/g.yaml: cannot be written"),
@@ -173,9 +177,12 @@ def test_statistics_then_sample(call: Call, run: Path) -> None:
         ((*args[:3], "t.safetensors", "--trials", 300), "--trials: given '300', but"),
         ((*args[:3], "t.safetensors", "--fine", 64), "--fine: given '64', but"),
         ((*args[:3], "t.safetensors", "--per", "pixel"), "per: given 'pixel'"),
-        (("sample", run, "--solver", "dpmv3"), "DPMv3.statistics must be given"),
+        (("sample", run, "--solver", "dpmv3"), "DPMv3.statistics must be given: a file that `fokker tune RUN"),
+        (("sample", run, "--solver", "dpmv3:statistics=3"), "statistics: given 3, must be Statistics or the path"),
+        (("sample", run, "--solver", "dpmv3:statistics=."), ".: is a folder, must be a safetensors file"),
         (("sample", run, "--solver", "dpmv3:statistics=none.safetensors"), "none.safetensors"),
         (("sample", run, "--solver", "dpmv3:statistics=bad.safetensors"), "bad.safetensors: damaged"),
     ):
         code, out, err = call(*wrong)
         assert code == 2 and out == "" and err.startswith("fokker: ") and err.count("\n") == 1 and says in err, err
+        assert "InMemory" not in err and err.count("DPMv3") <= 1
