@@ -100,7 +100,7 @@ def orders(steps: tuple[int, ...] = (8, 16, 32, 64, 128)) -> Canvas:
 def budgets(evaluations: tuple[int, ...] = BUDGETS) -> Canvas:
     """Error against the number of evaluations on three processes."""
     solvers = {name: solver for name, (solver, _) in FEW.items()}
-    figure, panels = new(1, 3, (10.0, 3.8), sharey=True)
+    figure, panels = new(1, 3, (10.0, 4.4), sharey=True)
     for axes, (title, process) in zip(panels, PROCESSES.items(), strict=True):
         _lines(axes, evaluations, numbers.by_budget(numbers.SMOOTH, process, solvers, evaluations), FEW)
         own = numbers.by_budget(numbers.SMOOTH, process, {DEFAULT: Adams()}, evaluations, "flow")[DEFAULT]
@@ -108,7 +108,7 @@ def budgets(evaluations: tuple[int, ...] = BUDGETS) -> Canvas:
         axes.set(xscale="log", yscale="log", xlabel="evaluations", title=title, ylim=(1e-4, 3.0))
         _plain(axes.xaxis, (5, 10, 20, 50))
     panels[0].set(ylabel="RMS error")
-    panels[0].legend(loc="lower left")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
