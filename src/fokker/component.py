@@ -135,7 +135,9 @@ def _line(cls: type, detail: ErrorDetails) -> str:
     if detail["type"] == "unexpected_keyword_argument":
         return f"{owner} has no field {name!r}: {closest(name, [f.name for f in fields(cls)])}"
     if detail["type"] == "missing_argument" or detail["type"] == "missing":
-        return f"{owner}.{name} must be given"
+        told = vars(cls).get("__pydantic_fields__", {})
+        how = told[name].description if name in told else None
+        return f"{owner}.{name} must be given" + (f": {how}" if how else "")
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")
     given = detail["input"]
     shown = repr(given) if len(repr(given)) < 80 else type(given).__name__

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,16 @@ from torch import Tensor
 
 from .errors import FileError
 
-__all__ = ["absolute", "file_digest", "read_metadata", "read_tensors", "write_tensors", "write_text", "write_whole"]
+__all__ = [
+    "absolute",
+    "file_digest",
+    "read_metadata",
+    "read_tensors",
+    "trial",
+    "write_tensors",
+    "write_text",
+    "write_whole",
+]
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -57,6 +67,25 @@ def _fill(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def trial(target: Path, nothing: str = "nothing was begun") -> Iterator[Path]:
+    """An empty file of the target's name in a folder beside it, gone afterwards: what cannot be written is known first.
+
+    Raises:
+        FileError: nothing can be written there; `nothing` ends the message.
+    """
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    try:
+        with TemporaryDirectory(prefix=".fokker-", dir=parent) as folder:
+            path = Path(folder) / target.name
+            path.touch()
+            yield path
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{target}: cannot be written ({error.strerror}); {nothing}") from None
+
+
 def absolute(path: str) -> str:
     """A path that means the same from any folder; "" and what begins with ~ stay as they are."""
     return path if path == "" or path.startswith("~") else os.path.abspath(path)
@@ -87,6 +116,8 @@ def read_metadata(path: Path, format: str) -> dict[str, str]:  # noqa: A002
     Raises:
         FileError: the file is missing, damaged or of another format.
     """
+    if path.is_dir():
+        raise FileError(f"{path}: is a folder, must be a safetensors file")
     try:
         with safe_open(path, framework="pt") as opened:
             metadata: dict[str, str] = opened.metadata() or {}

@@ -14,6 +14,7 @@ from .errors import ConfigError
 from .prediction import Denoiser
 from .registry import build
 from .solvers import Adams, FlowTime, Grid, Solver, Times, as_grid, steps_for_nfe
+from .solvers.base import MOST_STEPS
 from .solvers.path import increments
 from .solvers.run import AfterStep, Callback, Draw
 
@@ -221,6 +222,8 @@ class _Job:
             given: Any = value
             if given is not None and (not isinstance(given, int) or given < 1):
                 raise ConfigError(f"{name}: given {given!r}, must be at least 1 (an integer)")
+            if given is not None and given > MOST_STEPS:
+                raise ConfigError(f"{name}: given {given}, must be at most {MOST_STEPS}")
         if not isinstance(self.solver, Solver):
             raise ConfigError(f"solver: given {self.solver!r}, which is no solver")
         if final not in ("x0", "t_min"):

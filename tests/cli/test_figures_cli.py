@@ -21,11 +21,36 @@ def test_sets_are_listed_and_drawn(call: Call) -> None:
         "index.md",
     ]
     code, out, err = call("figures", "solvers", "-o", "out", "--only", "ddim-jump")
-    assert code == 2 and out == "" and "index.md exists and is left as it is" in err and err.count("\n") == 1
+    assert code == 2 and out == "" and "ddim-jump.png exists and is left as it is" in err and err.count("\n") == 1
     assert (
         call("figures", "solvers", "-o", "out", "--only", "ddim-jump", "--overwrite", "--format", "png,svg").code == 0
     )
     assert Path("out/ddim-jump.svg").exists()
+
+
+def captions(folder: str = "out") -> list[str]:
+    return [line for line in Path(folder, "index.md").read_text().splitlines() if line.startswith("![")]
+
+
+def test_the_index_lists_what_is_in_the_folder(call: Call) -> None:
+    for name, ending in (("heun-parallelogram", "svg"), ("ddim-jump", "png")):
+        assert call("figures", "solvers", "-o", "out", "--only", name, "--format", ending).code == 0
+    assert captions() == ["![ddim-jump](ddim-jump.png)", "![heun-parallelogram](heun-parallelogram.svg)"]
+    assert call("figures", "solvers", "-o", "out", "--only", "ddim-jump", "--overwrite").code == 0
+    assert len(captions()) == 2
+    Path("mine").mkdir()
+    Path("mine/index.md").write_text("# Mine\n")
+    code, _, err = call("figures", "solvers", "-o", "mine", "--only", "ddim-jump")
+    assert code == 2 and "mine/index.md exists and is left as it is" in err
+    assert [path.name for path in Path("mine").iterdir()] == ["index.md"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_drawing(call: Call) -> None:
+    Path("file").write_text("")
+    for folder in ("/proc/x", "file", "file/x"):
+        code, out, err = call("figures", "solvers", "-o", folder, "--only", "ddim-jump")
+        assert code == 2 and out == "" and "cannot be written" in err and "drawing" not in err, err
+        assert err.count("\n") == 1
 
 
 def test_mistakes_are_one_line(call: Call) -> None:

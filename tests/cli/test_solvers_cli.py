@@ -1,15 +1,19 @@
 """`fokker solvers`, every solver through `fokker sample`, Brownian noise, and nfe wherever steps are."""
 
 import json
+import re
 import shlex
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import fokker as fk
 from fokker.cli.grids import parse_component, written
+from fokker.cli.solvers import _table
 from fokker.errors import ConfigError
 from fokker.registry import KINDS, build
 from fokker.solvers import DDIM, DPM, Ancestral, DPMpp, EulerMaruyama, PredictorCorrector, Restart
@@ -40,15 +44,29 @@ def test_the_table(call: Call) -> None:
     code, out, err = call("solvers")
     assert code == 0 and err == ""
     lines = out.splitlines()
-    rows = {line.split()[0]: line.split() for line in lines[1:-3] if line.startswith("   ")}
+    rows = {line.split()[0]: line.split() for line in lines[1:-4] if line.startswith("   ")}
     assert len(rows) == len(CATALOGUE)
     assert rows["dpm:order=3"][1:5] == ["3", "3", "noise", "no"]
     assert rows["dpm++:variant=S,published=true"][1:5] == ["2", "2", "x0", "no"]
     assert rows["unipc"][1:5] == ["4", "1", "x0", "no"]
     assert rows["ancestral"][1:5] == ["1", "1", "x0", "yes"]
     assert rows["restart"][1:4] == ["2", "2", "yes"]
+    assert rows["lms"][1:3] == ["2", "1"] and rows["dpmv3:statistics=FILE"][1:3] == ["3", "1"]
     for family in {entry.family for entry in CATALOGUE}:
         assert f" {family}" in [line.rstrip() for line in lines]
+
+
+def test_a_narrow_terminal_keeps_the_advice() -> None:
+    for width in (80, 109):
+        held = StringIO()
+        Console(width=width, file=held).print(_table(CATALOGUE, width))
+        lines = held.getvalue().splitlines()
+        assert lines[0].split() == ["solver", "order", "NFE", "when", "to", "use", "it"]
+        assert max(map(len, lines)) <= width and len(lines) < 2 * len(CATALOGUE)
+        assert "".join(held.getvalue().split()).count("dpm++:variant=S,published=true") == 1
+    held = StringIO()
+    Console(width=110, file=held).print(_table(CATALOGUE, 110))
+    assert held.getvalue().split()[:5] == ["solver", "order", "NFE", "side", "noise"]
 
 
 def test_one_solver(call: Call) -> None:
@@ -61,6 +79,13 @@ def test_one_solver(call: Call) -> None:
     out = call("solvers", "restart").out
     assert "heun:space=rho" in out and "a solver: its kind, or {kind: ..., field: value}" in out
     assert "a list of [a number, a number, a whole number, a whole number]" in out
+    for kind, row in (("dpm", ["order", "2, or 3 with nfe"]), ("dpmv3", ["statistics", "must be given"])):
+        lines = [re.split(r" {2,}", line.strip()) for line in call("solvers", kind).out.splitlines()]
+        found = [line for line in lines if line[0] == row[0] and len(line) == 3]
+        assert [line[:2] for line in found] == [row]
+        assert found[0][2] in ("a whole number >= 1 and <= 3", "a file (.safetensors)")
+    code, out, err = call("solvers", "dpm++:order=9")
+    assert code == 2 and out == "" and "give the kind without fields: dpm++\n" in err
     code, out, err = call("solvers", "dpmpp")
     assert code == 2 and out == "" and "unknown solver 'dpmpp'" in err and err.count("\n") == 1
 
@@ -74,6 +99,20 @@ def test_what_a_solver_is_written_as_is_read_back() -> None:
     ):
         assert build("solver", parse_component(written(solver), "--solver")) == solver
     assert written(DPMpp(order=3), only=("order",)) == "dpm++:order=3"
+    for solver, said in (
+        (DDIM(), "ddim"),
+        (DPMpp(published=True), "dpm++:published=true"),
+        (DPM(), "dpm"),
+        (DPM(order=3), "dpm:order=3"),
+        (DPM(nfe=9), "dpm:nfe=9"),
+        (Restart(), "restart"),
+        (PredictorCorrector(predictor=DDIM(eta=1.0)), 'predictor-corrector:predictor={"kind": "ddim", "eta": 1.0}'),
+    ):
+        assert written(solver) == said and build("solver", parse_component(said, "x")) == solver
+    with pytest.raises(ConfigError, match="--solver: given 'ddim:eta=1,eta=1', which has eta twice; give it once"):
+        parse_component("ddim:eta=1,eta=1", "--solver")
+    with pytest.raises(ConfigError, match="which has kind twice"):
+        parse_component("ddim:kind=heun", "--solver")
     nested = "predictor-corrector:predictor={kind: ddim, eta: 1.0}, corrections=2"
     assert build("solver", parse_component(nested, "--solver")) == PredictorCorrector(DDIM(eta=1.0), corrections=2)
     assert build("solver", parse_component("restart:solver=ddim,intervals=[[0.1, 0.3, 1, 2]]", "x")) == Restart(

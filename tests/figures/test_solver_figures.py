@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 
 import fokker as fk
 from fokker.errors import ConfigError, FileError, MissingExtraError
 from fokker.figures import SETS, draw, figures_of, sets
 from fokker.figures import solver_numbers as numbers
+from fokker.figures import solvers_book as book
+from fokker.figures import solvers_more as more
+from fokker.figures.style import GREEN, LIGHT, ORANGE
 from fokker.process import EDM, VP, Flow
-from fokker.solvers import DDIM, DPM, RK4, DPMpp, Euler, Heun, as_grid
+from fokker.solvers import DDIM, DPM, RK4, DPMpp, Euler, Heun, UniPC, as_grid
 from fokker.solvers.multistep import tables
 
 F64 = torch.float64
@@ -83,6 +87,43 @@ def test_dependencies() -> None:
     assert torch.equal(step, torch.diag(torch.ones(4), -1).bool() | first)
 
 
+def test_every_dependency_has_an_arrow() -> None:
+    for axes, made in zip(book.picard_graphs(5).axes, numbers.dependencies(5), strict=True):
+        arrows = [(text.xyann, text.xy) for text in axes.texts if getattr(text, "arrow_patch", None)]
+        if len(arrows) > 4:
+            assert sorted(arrows) == [((i, 1.0), (j, 0.0)) for i in range(5) for j in range(5) if made[j, i]]
+        else:
+            assert arrows == [((j, 0.0), (j + 1, 0.0)) for j in range(4)]
+    assert len(arrows) == 11
+
+
+def test_nodes_after_the_new_left_end_are_grey() -> None:
+    bars = book.sliding_window().axes[2].patches[:4]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in bars] == [GREEN, ORANGE, LIGHT, LIGHT]
+
+
+def test_captions_say_what_is_drawn() -> None:
+    said = {figure.name: figure.caption for figure in figures_of("solvers")}
+    for name in ("grids", "grid-errors"):
+        assert "flow, lam, t, karras, quadratic, cosine, beta, shift" in said[name]
+    assert "time 0 after a last step" in said["grid-errors"] and "t_min" not in said["grid-errors"]
+    for name in ("orders", "budgets", "guidance"):
+        assert "taken at t_min." in said[name] and "time 0" not in said[name]
+    found = numbers.by_budget(
+        numbers.CONCENTRATED,
+        VP(),
+        {"Heun": Heun(), "DDIM": DDIM(), "2M": DPMpp(published=True), "UniPC": UniPC()},
+        (8, 10, 15),
+        median=True,
+    )
+    best = [min(pair) for pair in zip(found["Heun"], found["DDIM"], strict=True)]
+    assert [a < b for a, b in zip(found["UniPC"], best, strict=True)] == [False, True, True]
+    assert found["2M"][1] == pytest.approx(best[1], rel=0.05) and found["2M"][2] < 0.6 * best[2]
+    assert {name for name in more.FEW if "published" in name} == {
+        name for name, (solver, _) in more.FEW.items() if getattr(solver, "published", False)
+    }
+
+
 def sequential(times: torch.Tensor, x: float) -> torch.Tensor:
     states = fk.trajectory(
         numbers.SMOOTH.denoiser(Flow()), x=torch.tensor([[x]], dtype=F64), grid=times, solver=Euler(), dtype=F64
@@ -133,7 +174,7 @@ def test_convergence_and_budgets() -> None:
     assert found["2S"][0] == pytest.approx(float(gap.square().mean().sqrt()))
     to_zero = numbers.errors(numbers.SMOOTH, VP(), DDIM(), nfe=9, grid="t", to_zero=True, n=4)
     x = numbers.quantiles(VP(), 4)
-    end = fk.sample(numbers.SMOOTH.denoiser(VP()), x=x, nfe=9, grid="t", dtype=F64)
+    end = fk.sample(numbers.SMOOTH.denoiser(VP()), x=x, solver=DDIM(), nfe=9, grid="t", dtype=F64)
     torch.testing.assert_close(to_zero, (end - numbers.SMOOTH.flow_map(VP(), x, 1.0, 0.0)).abs()[:, 0])
     half = numbers.by_budget(numbers.SMOOTH, VP(), {"2S": DPMpp(variant="S")}, (64,), median=True)["2S"][0]
     assert half == pytest.approx(float(gap.abs().median()))
@@ -218,7 +259,6 @@ def test_the_set_is_whole() -> None:
 
 @pytest.mark.slow
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
-    from fokker.figures import solvers_more as more
     from fokker.figures.style import style
 
     with style():

@@ -57,7 +57,7 @@ def test_costs_are_counted(solver: fk.solvers.Solver, slope: int, more: int) -> 
 
 
 def test_orders_are_the_solvers() -> None:
-    known = {"euler": 1, "ddim": 1, "rk4": 4, "pndm": 2, "unipc": 4, "ancestral": 1}
+    known = {"euler": 1, "ddim": 1, "rk4": 4, "pndm": 2, "unipc": 4, "ancestral": 1, "lms": 2, "dpmv3": 3}
     for kind, order in known.items():
         assert entries(kind)[0].order == order
     assert {str(entry.solver): entry.order for entry in entries("deis")} == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def parse_component(text: str, option: str) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{option}: given {text!r}; fields are written kind:name=value,name=value")
+        if name.strip() in values:
+            raise ConfigError(f"{option}: given {text!r}, which has {name.strip()} twice; give it once")
         try:
             values[name.strip()] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError):  # YAML takes 2024-13-45 for a date
@@ -39,15 +42,29 @@ def parse_component(text: str, option: str) -> dict[str, Any]:
 
 
 def written(component: Any, only: Container[str] | None = None) -> str:
-    """A component as `parse_component` reads it: its fields, or `only` some; those that are None are left out."""
+    """A component as `parse_component` reads it: the fields that make it other than by default, or `only` some."""
     from ..registry import spec
 
     recipe = spec(component)
     kind = recipe.pop("kind")
+    only = _telling(component) if only is None else only
     values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in recipe.items()}
-    named = [name for name in values if recipe[name] is not None and (only is None or name in only)]
-    fields = ",".join(f"{name}={values[name]}" for name in named)
-    return f"{kind}:{fields}" if fields else str(kind)
+    named = [name for name in values if name in only]
+    said = ",".join(f"{name}={values[name]}" for name in named)
+    return f"{kind}:{said}" if said else str(kind)
+
+
+def _telling(component: Any) -> list[str]:
+    """The fields without which a component would be another."""
+    held = {each.name: getattr(component, each.name) for each in fields(component) if each.init}
+    told = []
+    for name in held:
+        try:
+            same = type(component)(**{other: value for other, value in held.items() if other != name}) == component
+        except ConfigError:  # it must be given
+            same = False
+        told += [] if same else [name]
+    return told
 
 
 def read_grid(text: str | None) -> Any:

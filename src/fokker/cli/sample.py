@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -169,18 +168,14 @@ def _one_file(
 
 def _try(target: Path, write: Callable[[Path], None]) -> None:
     """Write one sample beside the target and take it away: what cannot be written is refused before it is drawn."""
-    parent = next(folder for folder in target.absolute().parents if folder.exists())
-    try:
-        with TemporaryDirectory(prefix=".fokker-", dir=parent) as folder:
-            trial = Path(folder) / target.name
-            try:
-                write(trial)
-            except (ConfigError, FileError) as error:
-                raise type(error)(str(error).replace(str(trial), str(target))) from None
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"{target}: cannot be written ({error.strerror}); nothing was drawn") from None
+    from ..files import trial
+
+    with trial(target, "nothing was drawn") as path:
+        path.unlink()
+        try:
+            write(path)
+        except (ConfigError, FileError) as error:
+            raise type(error)(str(error).replace(str(path), str(target))) from None
 
 
 def _fill(job: Sharding, here: Place) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import typer
 
-from .grids import parse_component, written
+from ..errors import ConfigError
+from .grids import written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ..solvers.catalogue import Entry
 
 __all__ = ["solvers"]
+
+WIDE = 110  # characters; a narrower terminal leaves out two columns
+DEFAULTS = {("DPM", "order"): "2, or 3 with nfe"}  # those that another field sets
 
 
 def solvers(
@@ -33,15 +37,18 @@ def solvers(
     if not console.is_terminal:
         console = Console(width=130)
     if name is None:
-        console.print(_table(CATALOGUE))
-        typer.echo("order: global, weak where noise is drawn; of multistep solvers, above 2 with start=single")
+        console.print(_table(CATALOGUE, console.width))
+        typer.echo("order: global, weak where noise is drawn; above 2 of multistep solvers that have start, with")
+        typer.echo("start=single (2 by default, one more with a corrector; dpmv3 has its 3 as it is)")
         typer.echo("NFE: evaluations a step of the grid; the last step, to time 0, costs one")
         typer.echo("one of them: fokker solvers NAME; which to take when: docs/solvers.md")
         return
-    kind = parse_component(name, "NAME")["kind"].casefold().replace("_", "-")
+    kind = name.casefold().replace("_", "-")
+    if ":" in kind:
+        raise ConfigError(f"NAME: given {name!r}; give the kind without fields: {name.partition(':')[0]}")
     cls = lookup("solver", kind)
     typer.echo(cleandoc(cls.__doc__ or "") + "\n")
-    console.print(_table(entries(kind)))
+    console.print(_table(entries(kind), console.width))
     if rows := list(_fields(cls)):
         typer.echo()
         console.print(_columns(("field", "default", "allowed"), rows))
@@ -53,7 +60,9 @@ def solvers(
         typer.echo(f"fokker sample RUN --solver {quote(_short(entry))} {much}".rstrip())
 
 
-def _table(rows: Sequence[Entry]) -> Table:
+def _table(rows: Sequence[Entry], width: int) -> Table:
+    """The entries; side and noise where there is room for them."""
+    shown = (0, 1, 2, 3, 4, 5) if width >= WIDE else (0, 1, 2, 5)
     lines: list[tuple[str, ...]] = []
     family = ""
     for entry in rows:
@@ -63,8 +72,10 @@ def _table(rows: Sequence[Entry]) -> Table:
         cost = entry.cost
         spent = "varies" if cost is None else f"{cost[0]}"
         noise = "yes" if entry.solver.stochastic else "no"
-        lines.append((f"  {_short(entry)}", str(entry.order), spent, entry.side, noise, entry.when))
-    return _columns(("solver", "order", "NFE", "side", "noise", "when to use it"), lines)
+        cells = (f"  {_short(entry)}", str(entry.order), spent, entry.side, noise, entry.when)
+        lines.append(tuple(cells[i] for i in shown))
+    headings = ("solver", "order", "NFE", "side", "noise", "when to use it")
+    return _columns(tuple(headings[i] for i in shown), lines)
 
 
 def _columns(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
@@ -89,7 +100,7 @@ def _fields(cls: Any) -> Iterator[tuple[str, str, str]]:
     hints = get_type_hints(cls, include_extras=True)
     for name, info in cls.__pydantic_fields__.items():
         default = "must be given" if info.is_required() else _value(info.get_default(call_default_factory=True))
-        yield name, default, _allowed(hints[name])
+        yield name, DEFAULTS.get((cls.__name__, name), default), _allowed(hints[name])
 
 
 def _value(value: Any) -> str:
@@ -102,6 +113,7 @@ def _value(value: Any) -> str:
 
 def _allowed(hint: Any) -> str:
     """What a field's annotation allows, in words."""
+    from ..component import InMemory
     from ..solvers import Grid, Solver
 
     bounds = []
@@ -111,6 +123,8 @@ def _allowed(hint: Any) -> str:
     parts = get_args(hint)
     if get_origin(hint) is Literal:
         return ", ".join(map(str, parts))
+    if InMemory in parts:
+        return "a file (.safetensors)"
     if type(None) in parts:
         return f"{' or '.join(_allowed(part) for part in parts if part is not type(None))}, or null"
     if isinstance(hint, type) and issubclass(hint, (Solver, Grid)):

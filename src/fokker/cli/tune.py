@@ -37,20 +37,23 @@ def tune(
             "-n", "--n", help="Noises that are tuned on (default 64; as many others judge) or measured (512)."
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(help="How many grids are tried.")] = 300,
-    fine: Annotated[int, typer.Option(help="Steps of the fine solution, four evaluations each.")] = 64,
+    trials: Annotated[int | None, typer.Option(help="How many grids are tried; default 300.")] = None,
+    fine: Annotated[
+        int | None, typer.Option(help="Steps of the fine solution, four evaluations each; default 64.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The noises; the same seed finds the same grid.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Samples per network call.")] = 64,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the times go: .yaml or .json.")] = Path(
-        "grid.yaml"
-    ),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where the times go: .yaml or .json; default grid.yaml.")
+    ] = None,
     statistics: Annotated[
         Path | None,
         typer.Option(help="Measure the statistics of the solver dpmv3 instead and write them here: .safetensors."),
     ] = None,
     per: Annotated[
-        str, typer.Option(help="With --statistics: one number for the whole event, or one per coordinate.")
-    ] = "event",
+        str | None,
+        typer.Option(help="With --statistics: event (the default), one number for all of it, or coordinate."),
+    ] = None,
 ) -> None:
     """Find the times at which few steps of a solver err least on a model, and write them to a file.
 
@@ -62,6 +65,7 @@ def tune(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Table
 
+    from ..files import trial as probe
     from ..files import write_text
     from ..launch import place
     from ..train import load, read_header
@@ -73,15 +77,22 @@ def tune(
 
     if steps is not None and nfe is not None:
         raise ConfigError(f"--steps, --nfe: give one of them (given steps={steps}, nfe={nfe})")
+    searching = (("--solver", solver), ("--steps", steps), ("--nfe", nfe), ("--trials", trials), ("--fine", fine))
+    if statistics is not None:
+        for option, given in (*searching, ("--output", output)):
+            if given is not None:
+                raise ConfigError(
+                    f"{option}: given {str(given)!r}, but --statistics measures the model, for any grid: leave it"
+                )
+    elif per is not None:
+        raise ConfigError(f"--per: given {per!r}, but it is how --statistics measures: give both, or neither")
     n = (64 if statistics is None else 512) if n is None else n
+    trials, fine = 300 if trials is None else trials, 64 if fine is None else fine
+    output, per = output or Path("grid.yaml"), per or "event"
     for option, count in (("--n", n), ("--trials", trials), ("--batch-size", batch_size)):
         if count < 1:
             raise ConfigError(f"{option}: given {count}, must be at least 1")
     if statistics is not None:
-        if (solver, steps, nfe) != (None, None, None):
-            raise ConfigError(
-                "--statistics: measures the model, whatever the solver; leave --solver, --steps and --nfe"
-            )
         if statistics.suffix != ".safetensors":
             raise ConfigError(f"--statistics: given {str(statistics)!r}, must end in .safetensors")
         if statistics.exists():
@@ -90,6 +101,8 @@ def tune(
         raise ConfigError(f"--output: given {str(output)!r}, must end in {', '.join(SUFFIXES)}")
     if statistics is None and output.exists():
         raise FileError(f"{output} exists and is left as it is; choose another name with -o")
+    with probe(output if statistics is None else statistics):
+        pass
     nfe = 6 if steps is None and nfe is None else nfe
     _, info = read_header(run)
     denoiser = load(run).to(place().device)
@@ -119,6 +132,9 @@ def tune(
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("trying grids", total=trials)
             grids = named_grids(seen, steps, nfe)
+            if max(map(len, grids.values())) < 3:
+                much = f"--steps: given {steps}" if nfe is None else f"--nfe: given {nfe}"
+                raise ConfigError(f"{much}, which is one step of {seen.solver} with nothing to tune; give more")
             found = search(seen, grids, trials, lambda tried, least: bar.advance(task)).values.value
         fresh = trial(n)
         errors = {name: fresh(times) for name, times in named_grids(fresh, steps, nfe).items()}

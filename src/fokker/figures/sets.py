@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, FileError, MissingExtraError, closest
-from ..files import write_text, write_whole
+from ..files import trial, write_text, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -22,6 +22,7 @@ SETS = {"solvers": "fokker.figures.solvers"}
 """The module of every set; its `FIGURES` are drawn, its docstring's first line says what of."""
 
 INDEX = "index.md"
+ENDINGS = ("png", "svg", "pdf")
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,19 @@ def draw(
     overwrite: bool = False,
     progress: Callable[[str], object] | None = None,
 ) -> list[Path]:
-    """Draw a set into a folder, with its captions in index.md; the pictures' paths.
+    """Draw a set into a folder, and list all of the set that is there with its captions in index.md; the new paths.
 
     Args:
         name: a key of `SETS`.
         folder: made if it is not there.
         only: names of figures; default all.
         formats: "png", "svg" or "pdf".
-        overwrite: replace files that exist.
+        overwrite: replace pictures that exist, or an index.md of another origin.
         progress: is told the name of every figure before it is drawn.
 
     Raises:
         ConfigError: no such set, figure or format.
-        FileError: a file exists, or cannot be written; nothing is drawn then.
+        FileError: a picture exists, or index.md is not this set's, or they cannot be written; nothing is drawn then.
         MissingExtraError: matplotlib is not installed (extra `plot`).
     """
     figures = figures_of(name)
@@ -84,14 +85,19 @@ def draw(
         if wanted not in names:
             raise ConfigError(f"no figure {wanted!r} in {name}: {closest(wanted, names)}")
     for ending in formats:
-        if ending not in ("png", "svg", "pdf"):
-            raise ConfigError(f"formats: given {ending!r}; allowed: png, svg, pdf")
+        if ending not in ENDINGS:
+            raise ConfigError(f"formats: given {ending!r}; allowed: {', '.join(ENDINGS)}")
     chosen = [figure for figure in figures if not only or figure.name in only]
     folder = Path(folder)
     files = {(figure.name, ending): folder / f"{figure.name}.{ending}" for figure in chosen for ending in formats}
-    there = [path for path in (folder / INDEX, *files.values()) if path.exists()]
+    index, head = folder / INDEX, f"# Figures: {name}\n"
+    there = [path for path in files.values() if path.exists()]
+    if index.exists() and not (index.is_file() and index.read_bytes().startswith(head.encode())):
+        there.append(index)
     if there and not overwrite:
         raise FileError(f"{there[0]} exists and is left as it is; choose another folder, or overwrite")
+    with trial(index, "nothing was drawn"):
+        pass
     from .style import save, style  # needs matplotlib, which is known to be there by now
 
     with style():
@@ -101,10 +107,11 @@ def draw(
             canvas = figure.plot()
             for ending in formats:
                 write_whole(files[figure.name, ending], partial(save, canvas, ending))
-    write_text(folder / INDEX, _index(name, chosen, formats[0]))
+    parts = [head]
+    for one in figures:
+        for ending in (*formats, *ENDINGS):
+            if (folder / f"{one.name}.{ending}").exists():
+                parts.append(f"## {one.name}\n\n![{one.name}]({one.name}.{ending})\n\n{one.caption}\n")
+                break
+    write_text(index, "\n".join(parts))
     return list(files.values())
-
-
-def _index(name: str, figures: Sequence[Figure], ending: str) -> str:
-    parts = [f"## {one.name}\n\n![{one.name}]({one.name}.{ending})\n\n{one.caption}\n" for one in figures]
-    return "\n".join([f"# Figures: {name}\n", *parts])

@@ -99,17 +99,17 @@ def heun_parallelogram() -> Canvas:
 def picard_graphs(nodes: int = 6) -> Canvas:
     """Fig. 9.4."""
     sequential, sweep = numbers.dependencies(nodes)
-    figure, (left, right) = new(1, 2, (8.4, 3.0))
+    figure, (left, right) = new(1, 2, (10.0, 3.4))
     for j in range(1, nodes):
         if bool(sequential[j, j - 1]):
-            arrow(left, (j - 1, 0.0), (j, 0.0), BLUE, shrinkA=8, shrinkB=8)
+            arrow(left, (j - 1, 0.0), (j, 0.0), BLUE, shrinkA=13, shrinkB=13)
     _nodes(left, nodes, 0.0, "")
     left.set(ylim=(-1.2, 1.2), title="(a) one step after another: each waits for the last")
     for j in range(nodes):
-        for i in range(j):
+        for i in range(j + 1):
             if bool(sweep[j, i]):
-                colour = BLUE if i == j - 1 else SKY
-                arrow(right, (i, 1.0), (j, 0.0), colour, shrinkA=8, shrinkB=8, lw=0.9)
+                colour = BLUE if i >= j - 1 else SKY
+                arrow(right, (i, 1.0), (j, 0.0), colour, shrinkA=13, shrinkB=13, lw=0.9)
     _nodes(right, nodes, 1.0, "k")
     _nodes(right, nodes, 0.0, "k+1")
     right.set(ylim=(-0.5, 1.5), title="(b) Picard: all nodes at once, from the iterate before")
@@ -121,9 +121,9 @@ def picard_graphs(nodes: int = 6) -> Canvas:
 
 def _nodes(axes: Any, count: int, height: float, iterate: str) -> None:
     for j in range(count):
-        axes.plot(j, height, "o", ms=20, mfc="white", mec=GREY)
+        axes.plot(j, height, "o", ms=26, mfc="white", mec=GREY)
         mark = f"x_{j}" + (f"^{{{iterate}}}" if iterate else "")
-        axes.text(j, height, f"${mark}$", ha="center", va="center", fontsize=6.5 if iterate == "k+1" else 8)
+        axes.text(j, height, f"${mark}$", ha="center", va="center", fontsize=9 if iterate == "k+1" else 10)
 
 
 def sliding_window() -> Canvas:
@@ -142,7 +142,7 @@ def sliding_window() -> Canvas:
     panels[0].set_title("1. drifts, in one batch")
     panels[1].plot(nodes, window.after[nodes], "o-", color=BLUE, label="left end + running sum")
     panels[1].set_title("2. states by their sum")
-    colours = [GREEN if i < window.stride else ORANGE if i == window.stride else RED for i in range(1, len(nodes))]
+    colours = [GREEN if i < window.stride else ORANGE if i == window.stride else LIGHT for i in range(1, len(nodes))]
     panels[2].bar(nodes[1:], window.wrong.tolist(), color=colours, width=0.6)
     panels[2].axhline(tolerance, color=GREY, ls="--", lw=1.0)
     panels[2].text(-0.4, tolerance * 1.25, "tolerance", color=GREY, fontsize=8)

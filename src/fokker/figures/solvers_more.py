@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from ..process import EDM, VP, Flow, Process
-from ..solvers import DDIM, DEIS, DPM, PNDM, RK4, DPMpp, Euler, Heun, Solver, UniPC, as_grid
+from ..solvers import DDIM, DEIS, DPM, PNDM, RK4, Adams, DPMpp, Euler, Heun, Solver, UniPC, as_grid
 from . import solver_numbers as numbers
 from .style import BLUE, COLOURS, DARK, GREEN, GREY, ORANGE, PURPLE, RED, SKY, new
 
@@ -30,15 +30,16 @@ __all__ = [
 FEW: dict[str, tuple[Solver, str]] = {
     "DDIM": (DDIM(), GREY),
     "Heun": (Heun(), PURPLE),
-    "DPM-Solver-2": (DPM(published=True), RED),
-    "DPM-Solver++ 2S": (DPMpp(variant="S", published=True), ORANGE),
-    "DPM-Solver++ 2M": (DPMpp(published=True), GREEN),
+    "DPM-Solver-2 (published)": (DPM(published=True), RED),
+    "DPM-Solver++ 2S (published)": (DPMpp(variant="S", published=True), ORANGE),
+    "DPM-Solver++ 2M (published)": (DPMpp(published=True), GREEN),
     "DPM-Solver++ 3M": (DPMpp(order=3), DARK),
     "DEIS-3 in $\\lambda$": (DEIS(degree=3, space="lam"), BLUE),
     "UniPC-3": (UniPC(), SKY),
 }
 PROCESSES: dict[str, Process] = {"VP": VP(), "EDM": EDM(), "Flow": Flow()}
-KINDS = ("lam", "t", "karras", "quadratic", "cosine", "beta", "shift")
+DEFAULT = "sample's default: Adams, flow time"
+KINDS = ("flow", "lam", "t", "karras", "quadratic", "cosine", "beta", "shift")
 BUDGETS = (5, 6, 8, 10, 15, 20, 30, 50)
 
 
@@ -57,7 +58,7 @@ def _plain(axis: Any, ticks: tuple[float, ...]) -> None:
 def orders(steps: tuple[int, ...] = (8, 16, 32, 64, 128)) -> Canvas:
     """Error against steps, with the nominal slopes."""
     groups: dict[str, dict[str, Solver]] = {
-        "order 1": {"Euler": Euler(), "DDIM": DDIM()},
+        "order 1": {"Euler in $\\lambda$": Euler("lam"), "DDIM": DDIM()},
         "order 2": {
             "Heun": Heun(),
             "DPM-2": DPM(),
@@ -99,13 +100,15 @@ def orders(steps: tuple[int, ...] = (8, 16, 32, 64, 128)) -> Canvas:
 def budgets(evaluations: tuple[int, ...] = BUDGETS) -> Canvas:
     """Error against the number of evaluations on three processes."""
     solvers = {name: solver for name, (solver, _) in FEW.items()}
-    figure, panels = new(1, 3, (10.0, 3.8), sharey=True)
+    figure, panels = new(1, 3, (10.0, 4.4), sharey=True)
     for axes, (title, process) in zip(panels, PROCESSES.items(), strict=True):
         _lines(axes, evaluations, numbers.by_budget(numbers.SMOOTH, process, solvers, evaluations), FEW)
+        own = numbers.by_budget(numbers.SMOOTH, process, {DEFAULT: Adams()}, evaluations, "flow")[DEFAULT]
+        axes.plot(evaluations, own, "D--", color="black", label=DEFAULT, lw=1.6, ms=3.5)
         axes.set(xscale="log", yscale="log", xlabel="evaluations", title=title, ylim=(1e-4, 3.0))
         _plain(axes.xaxis, (5, 10, 20, 50))
     panels[0].set(ylabel="RMS error")
-    panels[0].legend(loc="lower left")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -127,7 +130,7 @@ def guidance(scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 8.0, 11.0, 15.0), 
 
 
 def grids(steps: int = 10) -> Canvas:
-    """Where the times of every kind of grid lie, in t and in lam."""
+    """Where the times of several kinds of grid lie, in t and in lam."""
     figure, panels = new(2, 3, (10.0, 5.4), sharey=True)
     for column, (name, process) in enumerate(PROCESSES.items()):
         start, stop = numbers.ends(process)
@@ -147,13 +150,16 @@ def grids(steps: int = 10) -> Canvas:
 
 
 def grid_errors(evaluations: tuple[int, ...] = (5, 8, 10, 15, 20, 30, 50)) -> Canvas:
-    """Error of one solver on every kind of grid."""
+    """Error of one solver on several kinds of grid."""
     figure, panels = new(1, 3, (10.0, 3.8), sharey=True)
     for axes, (title, process) in zip(panels, PROCESSES.items(), strict=True):
         for kind, colour in zip(KINDS, COLOURS, strict=False):
             solver = {kind: DEIS(degree=3, space="lam")}
             values = numbers.by_budget(numbers.SMOOTH, process, solver, evaluations, kind, to_zero=True)[kind]
-            axes.plot(evaluations, values, "o-", color=colour, label=kind, lw=1.3, ms=3)
+            look: dict[str, Any] = (
+                {"ls": "--", "marker": "s", "mfc": "none", "ms": 6, "zorder": 3} if kind == "t" else {}
+            )
+            axes.plot(evaluations, values, **{"marker": "o", "ms": 3, "lw": 1.3, **look}, color=colour, label=kind)
         axes.set(xscale="log", yscale="log", xlabel="evaluations", title=title)
         _plain(axes.xaxis, (5, 10, 20, 50))
     panels[0].set(ylabel="RMS error", ylim=(5e-5, 3.0))
@@ -178,7 +184,7 @@ def fans(points: int = 120) -> Canvas:
     """Trajectories of equally likely starts by few-step solvers over the exact ones."""
     shown: tuple[tuple[str, Solver, int], ...] = (
         ("DDIM, 6 evaluations", DDIM(), 6),
-        ("DPM-Solver-2, 6 evaluations", DPM(published=True), 6),
+        ("DPM-Solver-2 (published), 6 evaluations", DPM(published=True), 6),
         ("DEIS-3 in $\\lambda$, 6 evaluations", DEIS(degree=3, space="lam"), 6),
         ("DEIS-3 in $\\lambda$, 12 evaluations", DEIS(degree=3, space="lam"), 12),
     )
@@ -189,7 +195,7 @@ def fans(points: int = 120) -> Canvas:
         axes.plot(process.lam(found.fine), found.exact, color=GREY, lw=0.8, alpha=0.7)
         axes.plot(process.lam(found.times), found.states, "o-", color=BLUE, lw=0.9, ms=2.5)
         wrong = math.sqrt(float((found.states[-1] - found.exact[-1]).square().mean()))
-        axes.set(title=f"{title}: RMS error {wrong:.3f}", ylim=(-2.6, 2.6))
+        axes.set(title=f"{title}: RMS {wrong:.3f}", ylim=(-2.6, 2.6))
     for axes in panels[1]:
         axes.set(xlabel="$\\lambda$  (noise to data)")
     for axes in panels[:, 0]:
@@ -208,8 +214,8 @@ def predictors(points: int = 60) -> Canvas:
         right.loglog(times, found.score, color=colour, label=label)
     left.axhline(1.0, color=GREY, ls="--", lw=1.0, label="bound 1")
     right.loglog(times, found.bound, color=GREY, ls="--", lw=1.0, label="bound $1 / \\sigma^2$")
-    left.set(xlabel="t", title="E noise*$^2$ stays below 1", ylim=(-0.05, 1.35))
-    right.set(xlabel="t", title="E score*$^2$ grows as the data concentrate")
+    left.set(xlabel="t", title="E|noise|$^2$ stays below 1", ylim=(-0.05, 1.35))
+    right.set(xlabel="t", title="E|score|$^2$ grows as the data concentrate")
     for axes in (left, right):
         axes.invert_xaxis()
         axes.legend()
@@ -223,7 +229,7 @@ def concentrated(evaluations: tuple[int, ...] = BUDGETS) -> Canvas:
         "Heun in t": (Heun(), PURPLE),
         "RK4 in t": (RK4(), ORANGE),
     }
-    looks |= {name: FEW[name] for name in ("DDIM", "DPM-Solver++ 2M", "UniPC-3")}
+    looks |= {name: FEW[name] for name in ("DDIM", "DPM-Solver++ 2M (published)", "UniPC-3")}
     solvers = {name: solver for name, (solver, _) in looks.items()}
     shown = (
         ("std 0.25 and 0.35, uniform $\\lambda$", numbers.SMOOTH, "lam"),

@@ -17,7 +17,10 @@ from .grid import Grid, check_times
 from .plan import Plan, Step, to_data
 from .run import bind, run
 
-__all__ = ["Solver", "steps_for_nfe"]
+__all__ = ["MOST_STEPS", "Solver", "steps_for_nfe"]
+
+MOST_STEPS = 1_000_000
+"""More steps or evaluations are a slip of the pen, and the plan would not fit into memory."""
 
 
 class Solver:
@@ -98,6 +101,8 @@ def steps_for_nfe(
 
     A solver with a number of steps of its own must make exactly `nfe`.
     """
+    if nfe > MOST_STEPS:
+        raise ConfigError(f"nfe: given {nfe}, must be at most {MOST_STEPS}")
     fixed = solver.fixed_steps(to_zero)
 
     def cost(steps: int) -> int:

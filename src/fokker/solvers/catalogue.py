@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..process import VP
 from ..registry import build
 from .base import Solver
+from .deis import LMS
 from .dpmv3 import Statistics
 from .grid import UniformLam
 
@@ -51,7 +52,7 @@ class Entry:
     def order(self) -> int:
         """Global order of convergence, weak where it draws noise (at most 2); a corrector is worth one more."""
         made = self.solver
-        if made.stochastic:
+        if made.stochastic or isinstance(made, LMS):  # whose first steps are of order 1, and no start="single" is there
             return min(made.order, 2)
         return made.order + bool(getattr(made, "corrector", False))
 
@@ -110,7 +111,7 @@ CATALOGUE = (
     Entry("unipc", MULTI, "x0", "50 evaluations or more"),
     Entry("dpmv3", MULTI, "fitted", "8 to 20 evaluations, once measured", V3, "dpmv3:statistics=FILE"),
     Entry("pndm", MULTI, "noise", "PLMS as published; 5 to 15 evaluations"),
-    Entry("lms", MULTI, "noise", "k-diffusion's LMS; order 2 in the limit"),
+    Entry("lms", MULTI, "noise", "k-diffusion's LMS, four nodes"),
     Entry("picard", PARALLEL, "", "latency: another's steps together, DDIM's by default"),
     Entry("sa", SDE, "x0", "a little noise at 10 to 20 evaluations"),
     Entry("dpm++", SDE, "x0", "SDE-DPM-Solver++(2M)", {"sde": True}),

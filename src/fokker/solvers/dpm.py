@@ -16,7 +16,7 @@ from torch import Tensor
 from ..component import component
 from ..errors import ConfigError
 from ..process import Process
-from .base import Solver
+from .base import MOST_STEPS, Solver
 from .exponential import Side, single_step
 from .multistep import Start, last_order, multistep, slots_of
 from .plan import Step
@@ -116,7 +116,7 @@ class DPM(_DPM):
     r2: Node | None = None
     sde: bool = False
     lower_order_final: bool = False
-    nfe: Annotated[int, Field(ge=1)] | None = None
+    nfe: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     side: ClassVar[Side] = "noise"
 
     def __post_init__(self) -> None:

@@ -45,6 +45,7 @@ __all__ = ["DPMv3", "Statistics"]
 FORMAT = "fokker-statistics"
 CELL = 0.125  # in lam; the widest piece on which the integrals are done by one Gauss-Legendre rule
 POINTS = 8
+MADE = "a file that `fokker tune RUN --statistics FILE.safetensors` measures, or compute_statistics"
 
 
 @component
@@ -120,6 +121,8 @@ def _held(given: Any) -> Any:
     """The field's value: a path as it is, tables in memory wrapped."""
     if isinstance(given, Statistics):
         return InMemory(given, "write them with statistics.save(path) and give the path of the file")
+    if not isinstance(given, (str, Path, InMemory)):
+        raise ConfigError(f"DPMv3.statistics: given {given!r}, must be Statistics or the path of their file")
     return str(given) if isinstance(given, Path) else given
 
 
@@ -245,7 +248,7 @@ class DPMv3(Solver):
         ConfigError (from sampling): the grid leaves the tables' range of lam, or events have another shape.
     """
 
-    statistics: Annotated[str | InMemory, BeforeValidator(_held)]
+    statistics: Annotated[str | InMemory, BeforeValidator(_held), Field(description=MADE)]
     order: Annotated[int, Field(ge=1, le=3)] = 2
     corrector: bool = True
     start: Start = "ramp"

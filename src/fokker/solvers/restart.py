@@ -75,7 +75,10 @@ class Restart(Solver):
         for low, high, repeats, steps in self.intervals:
             if not float(lam[0]) < -math.log(low) < float(lam[-1]) + 1e-9:
                 least, most = (math.exp(-float(end)) for end in (lam[-1], lam[0]))
-                raise ConfigError(f"Restart.intervals: low={low:g}, but the grid spans {least:.3g} to {most:.3g}")
+                raise ConfigError(
+                    f"Restart.intervals: low={low:g} of sigma/alpha, but the grid spans {least:.3g} to {most:.3g} "
+                    "before time 0: take more steps (or nfe), or a low in between"
+                )
             node = int((lam + math.log(low)).abs().argmin())
             top = min(float(process.time(-math.log(high))), process.t_max)
             if top <= float(times[node]):
