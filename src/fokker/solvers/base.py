@@ -17,7 +17,7 @@ from .grid import Grid, check_times
 from .plan import Plan, Step, to_data
 from .run import bind, run
 
-__all__ = ["Solver", "steps_for_nfe"]
+__all__ = ["Solver", "plain", "steps_for_nfe", "unmapped"]
 
 
 class Solver:
@@ -29,6 +29,7 @@ class Solver:
         open_start: whether it cannot start where alpha = 0, because its coefficients are infinite there.
         open_data: the same of an encoding that starts where sigma = 0.
         own_steps: whether it chooses its steps itself: it has no plan, and a grid is only where it stops.
+        plain: whether its plan is all of it, so that other solvers can take its steps.
     """
 
     slots: ClassVar[int] = 1
@@ -36,6 +37,7 @@ class Solver:
     open_start: bool = False
     open_data: bool = False
     own_steps: bool = False
+    plain: bool = True
 
     @property
     def order(self) -> int:
@@ -89,6 +91,20 @@ class Solver:
         """The times of the states it passes, and what carries states through them, called as `run` without a plan."""
         plan = self.plan(denoiser.process, times)
         return plan.times, partial(run, bind(plan, denoiser, device, dtype), denoiser)
+
+
+def plain(solver: Solver, field: str) -> None:
+    """Refuse a solver within another one, given as `field`, whose plan is not all of it."""
+    if not solver.plain:
+        raise ConfigError(f"{field}: given {solver}, which runs in a way of its own; give a solver of plain plans, DDIM()")
+
+
+def unmapped(x: Tensor, solver: str) -> None:
+    """Refuse a batch hidden by vmap, for a solver that looks at how its samples fare."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            raise ConfigError(f"{solver}: its steps depend on the samples, which vmap hides; give a batch")
+        x = torch._C._functorch.get_unwrapped(x)
 
 
 def steps_for_nfe(

@@ -33,7 +33,7 @@ from ..errors import ConfigError
 from ..prediction import Denoiser, Prediction, coefficients, reading
 from ..process import Process
 from ..registry import resolves
-from .base import Solver
+from .base import Solver, plain, unmapped
 from .ddim import DDIM
 from .norms import squares
 from .plan import Coef, Plan, Reg, Stage, X, evaluate
@@ -88,6 +88,7 @@ class Picard(Solver):
     form: Form = "x"
     trapezoid: bool = False
     pad: bool = False
+    plain = False
 
     def __post_init__(self) -> None:
         if self.trapezoid and self.solver is not None:
@@ -96,6 +97,7 @@ class Picard(Solver):
             )
         if self.trapezoid and self.tol == 0.0:
             raise ConfigError("Picard.tol: given 0, but the trapezoid is implicit: tol must be greater than 0")
+        plain(self._inner, "Picard.solver")
 
     @property
     def _inner(self) -> Solver:
@@ -116,6 +118,9 @@ class Picard(Solver):
     @property
     def open_data(self) -> bool:  # type: ignore[override]
         return self.form == "omega" if self.trapezoid else self._inner.open_data
+
+    def fixed_steps(self, to_zero: bool) -> int | None:
+        return None if self.trapezoid else self._inner.fixed_steps(to_zero)
 
     def plan(self, process: Process, times: Tensor) -> Plan:
         """The plan of the solver, whose result this is. Raises ConfigError where it cannot be run in parallel."""
@@ -198,6 +203,7 @@ class Picard(Solver):
         self, table: _Table, denoiser: Denoiser, x: Tensor, cond: Any, draw: Draw | None, states: list[Tensor] | None
     ) -> PicardSolution:
         """All rounds. Windows are kept on the CPU: how far the nodes moved is all that comes back from the device."""
+        unmapped(x, "Picard")
         batch, count, last, ahead = len(x), len(table.times) - 1, len(table.asked) - 1, int(self.trapezoid)
         cond, noise, asked = repeat_cond(cond, batch), table.noise(x, draw), table.asked.to(x.device)
         width = min(self.window, count)

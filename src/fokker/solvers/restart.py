@@ -12,7 +12,7 @@ from ..component import component
 from ..errors import ConfigError
 from ..process import Process
 from ..registry import resolves
-from .base import Solver
+from .base import Solver, plain
 from .grid import Karras
 from .plan import Plan, Step, X
 from .rk import Heun
@@ -39,6 +39,9 @@ class Restart(Solver):
     stochastic = True
 
     def __post_init__(self) -> None:
+        plain(self.solver, "Restart.solver")
+        if self.solver.fixed_steps(False) is not None:
+            raise ConfigError(f"Restart.solver: given {self.solver}, whose number of steps is its own; give it without nfe")
         for low, high, repeats, steps in self.intervals:
             if not (0.0 < low < high and repeats >= 1 and steps >= 1):
                 given = (low, high, repeats, steps)
