@@ -96,7 +96,9 @@ class Solver:
 def plain(solver: Solver, field: str) -> None:
     """Refuse a solver within another one, given as `field`, whose plan is not all of it."""
     if not solver.plain:
-        raise ConfigError(f"{field}: given {solver}, which runs in a way of its own; give a solver of plain plans, DDIM()")
+        raise ConfigError(
+            f"{field}: given {solver}, which runs in a way of its own; give a solver of plain plans, DDIM()"
+        )
 
 
 def unmapped(x: Tensor, solver: str) -> None:
@@ -119,11 +121,19 @@ def steps_for_nfe(
     def cost(steps: int) -> int:
         return solver.plan(process, grid.times(process, steps, start, stop, to_zero)).nfe
 
+    def known(steps: int) -> int:
+        """The cost, or 0 where the solver refuses so few steps."""
+        try:
+            return cost(steps)
+        except ConfigError:
+            return 0
+
     if fixed is not None:
         if cost(fixed) != nfe:
             raise ConfigError(f"nfe: given {nfe}, but {solver} makes {cost(fixed)} evaluations: leave nfe out")
         return fixed
-    found = bisect_right(range(1, nfe + 1), nfe, key=cost)  # every step evaluates at least once
+    found = bisect_right(range(1, nfe + 1), nfe, key=known)  # every step evaluates at least once
     if found == 0:
         raise ConfigError(f"nfe: given {nfe}, which is less than one step of {solver} needs ({cost(1)})")
+    cost(found)  # says why, where it is refused
     return found
