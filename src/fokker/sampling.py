@@ -66,14 +66,15 @@ def sample(
         steps, nfe: at most one: the number of steps (default 50, or the solver's own), or the most evaluations allowed.
             A solver that chooses its own steps (Adaptive) takes no nfe, and stops `steps` times on the way (default 1).
         grid: "flow" (the default), "t", "lam", "karras", "quadratic", "cosine", "beta", "shift", "leading", "linspace",
-            "trailing" or a recipe of one, a grid, or the times themselves, decreasing.
+            "trailing" or a recipe of one, a grid, or the times themselves, decreasing, which decide where it ends.
         final: "x0" ends by one x0 step, at time 0 (whatever sigma(0) is); "t_min" stops at the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
         seed: one integer, or one per sample.
         batch_size: samples per call; default all.
         pad: fill the last batch up to batch_size, so that a network sees one shape only (its bits depend on it).
         brownian: read a stochastic solver's noise from one Brownian path per sample, the same for any grid and number
-            of steps: with more of them a sample is refined instead of changed. Noise costs about 20 times as much.
+            of steps: with more of them a sample is refined instead of changed. Noise costs about 20 times as much. Of
+            single-step solvers that draw within a step too (DPM(sde=True)) only the whole step's noise is the path's.
         callback: (step, time, x, prediction) after the first evaluation of each step; True stops that batch there.
             `prediction.x` is the live state: read what you need before returning.
         after_step: (step, x) -> new state or None.

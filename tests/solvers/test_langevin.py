@@ -257,7 +257,9 @@ def test_solvers_within_solvers() -> None:
     """Only plain plans can be taken apart; a number of steps of the solver's own is passed on, or refused."""
     for inner in (Taylor(2), Adaptive(), Picard(), Picard(trapezoid=True)):
         for make, field in ((PredictorCorrector, "predictor"), (Restart, "solver"), (Picard, "solver")):
-            with pytest.raises(ConfigError, match=rf"{make.__name__}.{field}: given {type(inner).__name__}.*plain plans"):
+            with pytest.raises(
+                ConfigError, match=rf"{make.__name__}.{field}: given {type(inner).__name__}.*plain plans"
+            ):
                 make(**{field: inner})
     oracle, one = mixture(VP()), DPM(order=1, nfe=8)
     for solver, inner in ((PredictorCorrector(DPM(nfe=8)), DPM(nfe=8)), (Picard(one), one)):
