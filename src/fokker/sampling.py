@@ -15,6 +15,7 @@ from .prediction import Denoiser
 from .process import Process, expand
 from .registry import build
 from .solvers import Adams, FlowTime, Grid, Solver, Times, as_grid, steps_for_nfe
+from .solvers.base import count
 from .solvers.grid import check_times
 from .solvers.path import increments
 from .solvers.run import AfterStep, Callback, Draw
@@ -80,7 +81,7 @@ def sample(
         after_step: (step, x) -> new state or None.
         progress: show a bar; or a function that is told the number of samples of every finished batch.
         device: default: the denoiser's parameters', else the CPU.
-        dtype: of the state, float32 or float64.
+        dtype: of the state, float32 or float64; with `x` the wider one of the two.
 
     Returns:
         (n, *shape).
@@ -142,11 +143,11 @@ def encode(
 
     Args:
         denoiser: as in `sample`.
-        x: data (n, *shape), taken as the state at the cleanest supported time.
+        x: data (n, *shape), taken as the state at the cleanest supported time; the state is at least float32.
         solver: a deterministic one; default as in `sample`.
         steps, nfe, grid, cond, callback: as in `sample`; a given array of times may run either way.
     """
-    job = _Job(denoiser, None, None, x, None, 0, None, x.dtype)
+    job = _Job(denoiser, None, None, x, None, 0, None, torch.float32)
     times = job.grid_times(solver, steps, nfe, grid, "t_min")
     if bool(times[0] > times[-1]):
         times = times.flip(0)
@@ -172,14 +173,18 @@ class _Job:
         self.seed = philox.as_seed(seed)
         if dtype not in (torch.float32, torch.float64):
             raise ConfigError(f"dtype: given {dtype}, must be torch.float32 or torch.float64 (the state's precision)")
-        self.dtype = dtype if x is None else torch.promote_types(x.dtype, torch.float32)
+        self.dtype = dtype if x is None else torch.promote_types(torch.promote_types(x.dtype, torch.float32), dtype)
         self.device = torch.device(device) if device is not None else device_of(denoiser)
         self.shape = tuple(shape) if shape is not None else tuple(denoiser.shape if x is None else x.shape[1:])
+        if x is not None and self.shape != tuple(x.shape[1:]):
+            raise ConfigError(
+                f"shape: given {self.shape}, but x has events of shape {tuple(x.shape[1:])}; leave it out"
+            )
         if not self.shape and x is None:
             raise ConfigError("shape: this denoiser does not know the shape of an event; give shape=(...)")
         many = None if isinstance(self.seed, int) else len(self.seed)
         lengths = {
-            "n": n,
+            "n": count("n", n),
             "x": None if x is None else len(x),
             "indices": None if indices is None else len(indices),
             "seed": many,
@@ -204,10 +209,7 @@ class _Job:
         self.solver: Solver = build("solver", DEFAULT_SOLVER if solver is None else solver)
         if steps is not None and nfe is not None:
             raise ConfigError(f"give steps or nfe, not both (given steps={steps}, nfe={nfe})")
-        for name, value in (("steps", steps), ("nfe", nfe)):
-            given: Any = value
-            if given is not None and (not isinstance(given, int) or given < 1):
-                raise ConfigError(f"{name}: given {given!r}, must be at least 1 (an integer)")
+        steps, nfe = count("steps", steps), count("nfe", nfe)
         if not isinstance(self.solver, Solver):
             raise ConfigError(f"solver: given {self.solver!r}, which is no solver")
         if final not in ("x0", "t_min"):
@@ -244,9 +246,7 @@ class _Job:
         return times
 
     def parts(self, batch_size: int | None) -> list[slice]:
-        size = self.n if batch_size is None else batch_size
-        if size < 1:
-            raise ConfigError(f"batch_size: given {size}, must be at least 1")
+        size = count("batch_size", batch_size) or self.n
         return [slice(i, min(i + size, self.n)) for i in range(0, self.n, size)]
 
     def settle(self, times: Tensor, cond: Any, brownian: bool = False) -> None:

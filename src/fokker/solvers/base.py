@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from .grid import Grid, check_times
 from .plan import Plan, Step, to_data
 from .run import bind, run
 
-__all__ = ["Solver", "plain", "steps_for_nfe", "unmapped"]
+__all__ = ["Solver", "count", "plain", "steps_for_nfe", "unmapped"]
 
 
 class Solver:
@@ -91,6 +92,19 @@ class Solver:
         """The times of the states it passes, and what carries states through them, called as `run` without a plan."""
         plan = self.plan(denoiser.process, times)
         return plan.times, partial(run, bind(plan, denoiser, device, dtype), denoiser)
+
+
+def count(name: str, given: Any) -> int | None:
+    """A count of 1 or more, of any integer type; None where none is given."""
+    if given is None:
+        return None
+    try:
+        number = operator.index(given)
+    except TypeError:
+        number = 0
+    if isinstance(given, bool) or number < 1:
+        raise ConfigError(f"{name}: given {given!r}, must be at least 1 (an integer)")
+    return number
 
 
 def plain(solver: Solver, field: str) -> None:
