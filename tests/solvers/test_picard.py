@@ -510,3 +510,15 @@ def test_under_torch_func() -> None:
     for mapped in (torch.vmap(end), torch.vmap(torch.func.grad(lambda x: end(x).sum()))):
         with pytest.raises(ConfigError, match="Picard: .*vmap"):
             mapped(x[:, None])
+
+
+@pytest.mark.parametrize("process", [VP(), Flow(), EDM()], ids=lambda p: type(p).__name__)
+def test_where_the_trapezoid_settles(process: Process) -> None:
+    """The divisor that is large where a step starts settles on the default grid, however few the steps."""
+    oracle = mixture(process)
+    for steps in (3, 12):
+        assert fk.sample(oracle, n=3, solver=Picard(form="omega", trapezoid=True), steps=steps).abs().max() < 3.0
+        latent = fk.encode(oracle, torch.ones(1, 1), solver=Picard(form="rho", trapezoid=True), steps=steps)
+        assert torch.isfinite(latent).all()
+    with pytest.raises(ConfigError, match="form='omega' towards the data and 'rho' from them"):
+        fk.sample(oracle, n=3, solver=Picard(form="rho", trapezoid=True), steps=12)

@@ -77,7 +77,9 @@ class Picard(Solver):
             deviation of a state whose data have deviation 1. Keep it below the solver's own error; 0 is the
             sequential result, to rounding.
         form: what is added up: "x", "rho" (x / alpha) or "omega" (x / sigma).
-        trapezoid: the implicit trapezoid (2) in place of a solver, order 2; tol must be greater than 0.
+        trapezoid: the implicit trapezoid (2) in place of a solver, order 2; tol must be greater than 0. Measured on
+            mixtures its rounds settle at any number of steps with form "omega" towards the data and "rho" from them;
+            otherwise from 15 to 50 steps on grid "lam", and on the default grid often not at all.
         pad: call the denoiser with window rows per sample of the batch always, so that a network sees one shape only
             (its bits depend on it, see `sample`).
     """
@@ -253,7 +255,7 @@ class Picard(Solver):
                 where = table.times[int(left[stuck.argmax()]) + 1]
                 raise ConfigError(
                     f"Picard.tol: given {self.tol:g}, but the state at time {where:g} still moves by more after "
-                    f"{PATIENCE} rounds: take more steps there, or a larger tol"
+                    f"{PATIENCE} rounds: take more steps there, or form='omega' towards the data and 'rho' from them"
                 )
             reach[own] = left[own] + whole
             left[own] += slide
