@@ -196,3 +196,20 @@ def test_a_field_given_by_position_is_named(make, says):
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value).startswith(says)
+
+
+def test_an_array_made_inside_torch_func() -> None:
+    """It holds the numbers, compared by content as ever; under vmap there is not one array but many."""
+    made: list[Array] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        made.extend([Array([0.1, 0.5]), Array(x), Array(2.0 * x)])
+        return x.sum()
+
+    x = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    torch.func.grad(keep)(x)
+    torch.func.jvp(keep, (x,), (x,))
+    assert [a == Array(v) for a, v in zip(made, 2 * [x, x, 2.0 * x], strict=True)] == [True] * 6
+    assert torch.equal(2.0 * made[1].value, made[2].value)
+    with pytest.raises(ValueError, match="vmap"):
+        torch.vmap(lambda x: Array(x).value)(x)

@@ -38,6 +38,15 @@ def untransformed() -> AbstractContextManager[object]:
     return context
 
 
+def _bare(value: Tensor) -> Tensor:
+    """What a tensor holds inside torch.func: no derivatives are kept. Raises ValueError under vmap."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_batchedtensor(value):
+            raise ValueError("an array is one for all, but vmap gives it once for each")
+        value = torch._C._functorch.get_unwrapped(value)
+    return value
+
+
 class Array:
     """A read-only float64 array as a field: compared and hashed by content, cast once per device and dtype.
 
@@ -49,9 +58,12 @@ class Array:
         values = values.value if isinstance(values, Array) else values
         if not isinstance(values, Tensor):  # torch would read bare floats as float32, and refuses reversed views
             values = np.array(values, dtype=np.float64)
-        self.value: Tensor = torch.as_tensor(values).detach().to("cpu", torch.float64, copy=True).contiguous()
+        with untransformed():
+            values = _bare(torch.as_tensor(values))
+            self.value: Tensor = values.detach().to("cpu", torch.float64, copy=True).contiguous()
+            body = np.ascontiguousarray(self.value.numpy()).data
         digest = hashlib.sha256(str(tuple(self.value.shape)).encode())
-        digest.update(np.ascontiguousarray(self.value.numpy()).data)
+        digest.update(body)
         self.digest: str = digest.hexdigest()
         self._casts: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 

@@ -14,7 +14,7 @@ from .errors import ConfigError
 from .prediction import Denoiser
 from .registry import build
 from .solvers import Adams, FlowTime, Grid, Solver, Times, as_grid, steps_for_nfe
-from .solvers.base import MOST_STEPS
+from .solvers.base import count
 from .solvers.path import increments
 from .solvers.run import AfterStep, Callback, Draw
 
@@ -66,7 +66,7 @@ def sample(
         steps, nfe: at most one: the number of steps (default 50, or the solver's own), or the most evaluations allowed.
             A solver that chooses its own steps (Adaptive) takes no nfe, and stops `steps` times on the way (default 1).
         grid: "flow" (the default), "t", "lam", "karras", "quadratic", "cosine", "beta", "shift", "leading", "linspace",
-            "trailing" or a recipe of one, a grid, or the times themselves, decreasing.
+            "trailing" or a recipe of one, a grid, or the times themselves, decreasing, which decide where it ends.
         final: "x0" ends at time 0 (whatever sigma(0) is) by one x0 step, Adams and DPMv3 by their own; "t_min" stops at
             the cleanest time supported.
         cond: condition: a value for all, or n rows; any nesting of dict, list and tuple.
@@ -74,14 +74,15 @@ def sample(
         batch_size: samples per call; default all.
         pad: fill the last batch up to batch_size, so that a network sees one shape only (its bits depend on it).
         brownian: read a stochastic solver's noise from one Brownian path per sample, the same for any grid and number
-            of steps: with more of them a sample is refined instead of changed. Noise costs about 20 times as much.
+            of steps: with more of them a sample is refined instead of changed. Noise costs about 20 times as much. Of
+            single-step solvers that draw within a step too (DPM(sde=True)) only the whole step's noise is the path's.
         compile: compile the denoiser's network, which stays compiled; the first call takes long.
         callback: (step, time, x, prediction) after the first evaluation of each step; True stops that batch there.
             `prediction.x` is the live state: read what you need before returning.
         after_step: (step, x) -> new state or None.
         progress: show a bar; or a function that is told the number of samples of every finished batch.
         device: default: the denoiser's parameters', else the CPU.
-        dtype: of the state, float32 or float64.
+        dtype: of the state, float32 or float64; with `x` the wider one of the two.
 
     Returns:
         (n, *shape).
@@ -145,11 +146,11 @@ def encode(
 
     Args:
         denoiser: as in `sample`.
-        x: data (n, *shape), taken as the state at the cleanest supported time.
+        x: data (n, *shape), taken as the state at the cleanest supported time; the state is at least float32.
         solver: a deterministic one; default as in `sample`.
         steps, nfe, grid, cond, callback: as in `sample`; a given array of times may run either way.
     """
-    job = _Job(denoiser, None, None, x, None, 0, None, x.dtype)
+    job = _Job(denoiser, None, None, x, None, 0, None, torch.float32)
     job.settle(job.outward(job.grid_times(solver, steps, nfe, grid, "t_min")), cond)
     return job.run(slice(0, job.n), callback=callback).to(x.device)
 
@@ -186,14 +187,18 @@ class _Job:
         self.seed = philox.as_seed(seed)
         if dtype not in (torch.float32, torch.float64):
             raise ConfigError(f"dtype: given {dtype}, must be torch.float32 or torch.float64 (the state's precision)")
-        self.dtype = dtype if x is None else torch.promote_types(x.dtype, torch.float32)
+        self.dtype = dtype if x is None else torch.promote_types(torch.promote_types(x.dtype, torch.float32), dtype)
         self.device = torch.device(device) if device is not None else device_of(denoiser)
         self.shape = tuple(shape) if shape is not None else tuple(denoiser.shape if x is None else x.shape[1:])
+        if x is not None and self.shape != tuple(x.shape[1:]):
+            raise ConfigError(
+                f"shape: given {self.shape}, but x has events of shape {tuple(x.shape[1:])}; leave it out"
+            )
         if not self.shape and x is None:
             raise ConfigError("shape: this denoiser does not know the shape of an event; give shape=(...)")
         many = None if isinstance(self.seed, int) else len(self.seed)
         lengths = {
-            "n": n,
+            "n": count("n", n),
             "x": None if x is None else len(x),
             "indices": None if indices is None else len(indices),
             "seed": many,
@@ -218,12 +223,7 @@ class _Job:
         self.solver: Solver = build("solver", DEFAULT_SOLVER if solver is None else solver)
         if steps is not None and nfe is not None:
             raise ConfigError(f"give steps or nfe, not both (given steps={steps}, nfe={nfe})")
-        for name, value in (("steps", steps), ("nfe", nfe)):
-            given: Any = value
-            if given is not None and (not isinstance(given, int) or given < 1):
-                raise ConfigError(f"{name}: given {given!r}, must be at least 1 (an integer)")
-            if given is not None and given > MOST_STEPS:
-                raise ConfigError(f"{name}: given {given}, must be at most {MOST_STEPS}")
+        steps, nfe = count("steps", steps), count("nfe", nfe)
         if not isinstance(self.solver, Solver):
             raise ConfigError(f"solver: given {self.solver!r}, which is no solver")
         if final not in ("x0", "t_min"):
@@ -264,9 +264,7 @@ class _Job:
         return times.flip(0) if bool(times[0] > times[-1]) else times
 
     def parts(self, batch_size: int | None) -> list[slice]:
-        size = self.n if batch_size is None else batch_size
-        if size < 1:
-            raise ConfigError(f"batch_size: given {size}, must be at least 1")
+        size = count("batch_size", batch_size) or self.n
         return [slice(i, min(i + size, self.n)) for i in range(0, self.n, size)]
 
     def settle(self, times: Tensor, cond: Any, brownian: bool = False) -> None:

@@ -68,12 +68,14 @@ def test_sample_needs_no_steps_and_makes_n_evaluations(final: Any) -> None:
     for n in (3, 10, 20):
         solver = DPM(nfe=n)
         oracle.calls.clear()
-        got = fk.sample(oracle, x=x, solver=solver, final=final)
+        got = fk.sample(oracle, x=x, solver=solver, grid="lam", final=final)
         plan = solver.plan(VP(), grid(solver, final == "x0"))
         assert len(oracle.calls) == plan.nfe == n
         assert float((got - reference(plan, oracle, x)[0]).abs().max()) < 1e-12
         assert plan.slots == solver.slots == 3
-        assert torch.equal(got, fk.sample(oracle, x=x, solver={"kind": "dpm", "nfe": n}, final=final, nfe=n))
+        assert torch.equal(
+            got, fk.sample(oracle, x=x, solver={"kind": "dpm", "nfe": n}, grid="lam", final=final, nfe=n)
+        )
     oracle.calls.clear()
     fk.encode(oracle, torch.zeros(2, 1, dtype=F64), solver=DPM(nfe=10))
     assert len(oracle.calls) == 10

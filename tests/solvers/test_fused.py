@@ -277,9 +277,10 @@ def test_steps_of_several_stages_hold_their_registers() -> None:
 def solvers() -> Iterator[Solver]:
     """Every kind of solver that this executor runs, as it comes, and some in another form."""
     for kind in KINDS["solver"]:
-        solver = build("solver", {"kind": kind, "repeats": 2} if kind == "annealed-langevin" else kind)
-        if type(solver).prepare is Solver.prepare:
-            yield solver
+        if kind != "dpmv3":  # which comes with statistics only
+            solver = build("solver", {"kind": kind, "repeats": 2} if kind == "annealed-langevin" else kind)
+            if solver.plain:
+                yield solver
     yield from (*FIXED, DPMpp(3, "S"), DDIM(eta=1.0))
 
 
@@ -323,3 +324,25 @@ def test_a_network_that_hands_its_input_back_in_one_pass() -> None:
                 plan = solver.plan(process, times_of(process, 7))
                 assert bind(plan, echo, x.device, F64).updates is not None
                 assert gap(execute(plan, echo, x), reference(plan, echo, x)[0]) < 1e-10, (name, solver)
+
+
+@pytest.mark.parametrize("width", [16, 15])  # in one pass, and term by term
+@pytest.mark.parametrize("solver", [DDIM(), DPMpp(2), UniPC(2), Heun("rho")], ids=str)
+def test_one_answer_for_the_whole_batch(solver: Solver, width: int) -> None:
+    """A denoiser may give what broadcasts to the state; the kernel reads as many numbers as the state has."""
+    answer = torch.linspace(-1.0, 1.0, width)[None]
+
+    class Constant:
+        process, shape, lam_range, reading = VP(), (width,), (-math.inf, math.inf), READINGS["x0"]
+        whole = False
+
+        def __call__(self, x: Tensor, s: float | Tensor, cond: Any = None) -> Prediction:
+            x0 = answer.expand_as(x).clone() if self.whole else answer
+            return Prediction(self.process, x, s, x0=x0)
+
+    class Whole(Constant):
+        whole = True
+
+    x = noise.normal(0, torch.arange(33), (width,), dtype=torch.float32)
+    plan = solver.plan(VP(), times_of(VP(), 5, False))
+    assert torch.equal(execute(plan, Constant(), x), execute(plan, Whole(), x))

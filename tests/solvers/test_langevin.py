@@ -16,14 +16,19 @@ from fokker.process import EDM, VP, Flow, Process, Trig
 from fokker.sampling import sample, trajectory
 from fokker.solvers import (
     DDIM,
+    DPM,
+    Adaptive,
     Ancestral,
     AnnealedLangevin,
     EulerMaruyama,
     Heun,
+    Picard,
     Plan,
     PredictorCorrector,
+    Restart,
     Solver,
     Step,
+    Taylor,
     UniformLam,
 )
 from fokker.solvers.norms import squares
@@ -246,3 +251,22 @@ def test_what_is_refused() -> None:
     for bad in ({"step": 2.0}, {"step": 0.0}, {"repeats": 0}):
         with pytest.raises(ConfigError):
             AnnealedLangevin(**bad)
+
+
+def test_solvers_within_solvers() -> None:
+    """Only plain plans can be taken apart; a number of steps of the solver's own is passed on, or refused."""
+    for inner in (Taylor(2), Adaptive(), Picard(), Picard(trapezoid=True)):
+        for make, field in ((PredictorCorrector, "predictor"), (Restart, "solver"), (Picard, "solver")):
+            with pytest.raises(
+                ConfigError, match=rf"{make.__name__}.{field}: given {type(inner).__name__}.*plain plans"
+            ):
+                make(**{field: inner})
+    oracle, one = mixture(VP()), DPM(order=1, nfe=8)
+    for solver, inner in ((PredictorCorrector(DPM(nfe=8)), DPM(nfe=8)), (Picard(one), one)):
+        assert all(solver.fixed_steps(zero) == inner.fixed_steps(zero) for zero in (True, False))
+        assert torch.isfinite(sample(oracle, n=2, solver=solver)).all()
+        with pytest.raises(ConfigError, match="leave steps out"):
+            sample(oracle, n=2, solver=solver, steps=11)
+    assert Picard().fixed_steps(True) is None and PredictorCorrector().fixed_steps(True) is None
+    with pytest.raises(ConfigError, match="Restart.solver: .*steps is its own"):
+        Restart(DPM(nfe=8))

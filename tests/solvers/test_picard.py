@@ -40,7 +40,7 @@ from fokker.solvers import (
 )
 from fokker.solvers.base import to_data
 
-from .oracle import F64, Oracle, execute, flow_map, mixture, quantile_starts, slopes
+from .oracle import F64, Oracle, execute, flow_map, gaussian, mixture, quantile_starts, slopes
 from .test_solver_orders import LINES
 
 FORMS = ("x", "rho", "omega")
@@ -489,3 +489,36 @@ def test_refusals() -> None:
         fk.sample(mixture(VP(), lam_range=(-5.0, 4.0)), n=2, solver=Picard(trapezoid=True), nfe=5)
     with pytest.raises(ConfigError, match="singular at time 1, where alpha = 0"):
         Picard(form="rho", trapezoid=True).solve(mixture(Flow()), torch.ones(1, 1), torch.tensor([1.0, 0.5, 0.1]))
+
+
+def test_under_torch_func() -> None:
+    """Forwards and backwards through the rounds, whose tables belong to no transform; vmap hides who has settled."""
+    oracle = gaussian(VP(), 0.3, 0.25)
+    times = UniformLam().times(VP(), 8, 1.0, 1e-3, False)
+    x = quantile_starts(oracle, 1.0, 4)
+
+    def end(x: Tensor) -> Tensor:
+        return Picard(window=3, tol=0.0).solve(oracle, x, times).x
+
+    slope = execute(DDIM().plan(VP(), times), oracle, x + 1.0) - execute(DDIM().plan(VP(), times), oracle, x)
+    gradient = torch.func.grad(lambda x: end(x).sum())(x)
+    assert float((gradient - slope).abs().max()) < 1e-12
+    _, tangent = torch.func.jvp(end, (x,), (torch.ones_like(x),))
+    assert float((tangent - slope).abs().max()) < 1e-12
+    jacobian = torch.func.jacfwd(end)(x)
+    assert float((jacobian.sum((2, 3)) - slope).abs().max()) < 1e-12
+    for mapped in (torch.vmap(end), torch.vmap(torch.func.grad(lambda x: end(x).sum()))):
+        with pytest.raises(ConfigError, match="Picard: .*vmap"):
+            mapped(x[:, None])
+
+
+@pytest.mark.parametrize("process", [VP(), Flow(), EDM()], ids=lambda p: type(p).__name__)
+def test_where_the_trapezoid_settles(process: Process) -> None:
+    """The divisor that is large where a step starts settles on the default grid, however few the steps."""
+    oracle = mixture(process)
+    for steps in (3, 12):
+        assert fk.sample(oracle, n=3, solver=Picard(form="omega", trapezoid=True), steps=steps).abs().max() < 3.0
+        latent = fk.encode(oracle, torch.ones(1, 1), solver=Picard(form="rho", trapezoid=True), steps=steps)
+        assert torch.isfinite(latent).all()
+    with pytest.raises(ConfigError, match="form='omega' towards the data and 'rho' from them"):
+        fk.sample(oracle, n=3, solver=Picard(form="rho", trapezoid=True), steps=12)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fokker.errors import ConfigError
 from fokker.process import EDM, VP, Flow, Process, Trig
-from fokker.solvers import DDIM, Heun, Karras, Restart, Solver, UniformLam, UniformT
+from fokker.sampling import sample
+from fokker.solvers import DDIM, FlowTime, Heun, Karras, Plan, Restart, Solver, UniformLam, UniformT, steps_for_nfe
 
 from .oracle import F64, execute, gaussian, law, mixture, quantile_starts
 
@@ -89,14 +90,60 @@ def test_restart_at_the_last_time_and_no_interval() -> None:
     assert max(low.times) == 1.0  # no higher than the process goes
 
 
+def test_low_joins_a_grid_that_has_no_time_near_it() -> None:
+    """From .06 to .3 half of the way is .134: a node above stands for another level, one at .13 or .03 for low."""
+    restart = Restart(DDIM(), ((0.06, 0.3, 1, 1),))
+    for given, want in (
+        ([80.0, 0.31, 0.002], [80.0, 0.31, 0.06, 0.3, 0.06, 0.002]),
+        ([80.0, 0.14, 0.0], [80.0, 0.14, 0.06, 0.3, 0.06, 0.0]),
+        ([80.0, 0.13, 0.0], [80.0, 0.13, 0.3, 0.13, 0.0]),
+        ([80.0, 0.03, 0.0], [80.0, 0.03, 0.3, 0.03, 0.0]),
+        ([80.0, 0.0], [80.0, 0.06, 0.3, 0.06, 0.0]),
+    ):
+        assert restart.plan(EDM(), torch.tensor(given, dtype=F64)).times == pytest.approx(want, rel=1e-12)
+    twice = Restart(DDIM(), ((0.06, 0.3, 1, 1), (0.06, 0.2, 1, 1))).plan(EDM(), torch.tensor([80.0, 0.0], dtype=F64))
+    assert twice.times == pytest.approx([80.0, 0.06, 0.2, 0.06, 0.3, 0.06, 0.0], rel=1e-12)
+
+
+@pytest.mark.parametrize("process", [EDM(), VP(), Flow(), Trig()], ids=lambda p: type(p).__name__)
+def test_any_number_of_evaluations_it_has(process: Process) -> None:
+    """As many steps as nfe allows; on every grid one step is enough to restart from."""
+    for grid in (FlowTime(), UniformLam(), UniformT()):
+        start = process.t_max if process.alpha(process.T) == 0.0 else process.T
+        args = (start, process.t_min, True)
+        costs = [Restart().plan(process, grid.times(process, steps, *args)).nfe for steps in range(1, 20)]
+        assert costs[0] <= 13
+        for nfe in range(costs[0], 40, 3):
+            want = max(steps for steps, cost in enumerate(costs, 1) if cost <= nfe)
+            assert steps_for_nfe(Restart(), grid, process, nfe, *args) == want
+    assert torch.isfinite(sample(mixture(process), n=2, solver=Restart(), nfe=12)).all()
+
+
+class Fussy(DDIM):
+    """Refuses fewer than 7 steps."""
+
+    def plan(self, process: Process, times: Tensor) -> Plan:
+        if len(times) <= 7:
+            raise ConfigError("too few")
+        return super().plan(process, times)
+
+
+def test_the_search_for_steps_passes_by_what_is_refused() -> None:
+    for nfe in range(7, 30):
+        assert steps_for_nfe(Fussy(), UniformT(), VP(), nfe, 1.0, 1e-3, True) == nfe
+    with pytest.raises(ConfigError, match="too few"):
+        steps_for_nfe(Fussy(), UniformT(), VP(), 6, 1.0, 1e-3, True)
+
+
 def test_what_is_refused() -> None:
     for bad in ((0.3, 0.06, 2, 2), (0.0, 0.3, 2, 2), (0.06, 0.3, 0, 2), (0.06, 0.3, 2, 0)):
         with pytest.raises(ConfigError, match="intervals"):
             Restart(intervals=(bad,))
-    with pytest.raises(ConfigError, match=r"low=0.06 of sigma/alpha, but the grid spans 1 to 80 before .* more steps"):
-        Restart().plan(EDM(), torch.tensor([80.0, 1.0, 0.0], dtype=F64))
-    with pytest.raises(ConfigError, match="more steps"):
-        Restart(intervals=((0.06, 0.3, 1, 1),)).plan(EDM(), torch.tensor([80.0, 0.31, 0.001], dtype=F64))
+    for given in ([80.0, 1.0, 0.1], [0.05, 0.01, 0.0]):
+        with pytest.raises(ConfigError, match="the grid spans .* give one within it"):
+            Restart().plan(EDM(), torch.tensor(given, dtype=F64))
+    with pytest.raises(ConfigError, match="the grid spans 0.002 to"):
+        Restart(intervals=((0.001, 0.3, 1, 1),)).plan(EDM(), torch.tensor([80.0, 1.0, 0.0], dtype=F64))
     with pytest.raises(ConfigError, match="towards the data only"):
         Restart().plan(EDM(), torch.tensor([0.01, 1.0], dtype=F64))
     with pytest.raises(ConfigError, match="start at"):

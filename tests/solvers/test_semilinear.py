@@ -234,3 +234,19 @@ def test_refusals_of_integrate() -> None:
         integrate(1.0, lambda x, t: x, ONE, equal(2), 3)  # type: ignore[arg-type]
     single = integrate(-1.0, lambda x, t: 0.0 * x, ONE.float(), equal(3))
     assert single.dtype == torch.float32 and float(single) == pytest.approx(1.3 * math.exp(-0.7), rel=1e-6)
+
+
+def test_a_growth_that_float32_cannot_hold_is_refused() -> None:
+    """Flow's noise side at t_max: L = -1 / (1 - t), so that e^{1000 h} over a step of h; e^80 is the limit."""
+    at = Flow().t_max
+    for h, good in ((0.0799, True), (0.0801, False)):
+        times = torch.tensor([at, at - h], dtype=F64)
+        if good:
+            (step,) = ExpEuler().plan(Flow(), times).steps
+            assert step.out[0][1] == pytest.approx(math.exp(1000.0 * h), rel=1e-6)
+        else:
+            with pytest.raises(ConfigError, match=r"e\^80.1 from time 0.999 to 0.9189 .* more steps there, or DDIM"):
+                ExpEuler().plan(Flow(), times)
+    ExpEuler("x0").plan(Flow(), torch.tensor([at, 0.01], dtype=F64))  # a decay, however fast, is none
+    with pytest.raises(ConfigError, match="more steps"):
+        ExpEuler("x0").plan(Flow(), torch.tensor([1e-3, 0.5], dtype=F64))

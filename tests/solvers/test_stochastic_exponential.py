@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from fokker.errors import ConfigError
-from fokker.process import EDM, VP, Flow, Process
+from fokker.process import EDM, VP, Flow, Process, Trig
 from fokker.sampling import sample
 from fokker.solvers import DDIM, DPM, SA, Ancestral, DPMpp, Plan, Solver, Step, UniformLam, UniPC
 from fokker.solvers.exponential import gain_of, spread_of
@@ -333,3 +333,16 @@ def test_evaluations_draws_and_refusals() -> None:
     for wrong in ({"order": 4}, {"order": 0}, {"eta": -0.1}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             SA(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("process", [Flow(), Trig()], ids=ids)
+def test_no_noise_from_where_alpha_is_zero(process: Process) -> None:
+    """eta = 0 at lam = -infinity is the flow's solver; 0 times infinity would be no number."""
+    times = UniformLam().times(process, 6, 1.0, 1e-3, True)
+    for side in ("data", "noise"):
+        assert spread_of(process, side, times[:1], times[1:2], 0.0).tolist() == [0.0]
+    oracle, x = mixture(process), quantile_starts(mixture(process), 1.0, 5)
+    for corrector in (True, False):
+        got = execute(SA(eta=0.0, corrector=corrector).plan(process, times), oracle, x)
+        want = execute(UniPC(corrector=corrector).plan(process, times), oracle, x)
+        assert torch.isfinite(want).all() and float((got - want).abs().max()) < 1e-12

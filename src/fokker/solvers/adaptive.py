@@ -41,7 +41,7 @@ from ..denoiser import repeat_cond, take_cond
 from ..errors import ConfigError
 from ..prediction import Denoiser
 from ..process import Process, expand
-from .base import Solver
+from .base import Solver, unmapped
 from .exponential import carry_of, gain_of, phi
 from .norms import squares
 
@@ -200,6 +200,7 @@ class Adaptive(Solver):
     atol: Annotated[float, Field(gt=0.0)] = 1e-4
     max_steps: Annotated[int, Field(ge=1)] = 10_000
     own_steps = True
+    plain = False
 
     @property
     def order(self) -> int:
@@ -253,8 +254,7 @@ class Adaptive(Solver):
             ConfigError: times that cannot be used; a sample that needs more than `max_steps`, or whose steps vanish.
         """
         times = self.checked(denoiser.process, torch.as_tensor(times, dtype=torch.float64))
-        if torch._C._functorch.is_batchedtensor(x):
-            raise ConfigError("Adaptive: the number of steps depends on the samples, which vmap hides; give a batch")
+        unmapped(x, "Adaptive")
         zero = bool(times[-1] == 0.0)
         inner = (times[:-1] if zero else times).tolist()
         flow = _Flow(self, denoiser, x, repeat_cond(cond, len(x)), keep_shape)

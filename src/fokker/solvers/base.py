@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from .grid import Grid, check_times
 from .plan import Plan, Step, to_data
 from .run import bind, run
 
-__all__ = ["MOST_STEPS", "Solver", "steps_for_nfe"]
+__all__ = ["MOST_STEPS", "Solver", "count", "plain", "steps_for_nfe", "unmapped"]
 
 MOST_STEPS = 1_000_000
 """More steps or evaluations are a slip of the pen, and the plan would not fit into memory."""
@@ -32,6 +33,7 @@ class Solver:
         open_start: whether it cannot start where alpha = 0, because its coefficients are infinite there.
         open_data: the same of an encoding that starts where sigma = 0.
         own_steps: whether it chooses its steps itself: it has no plan, and a grid is only where it stops.
+        plain: whether its plan is all of it, so that other solvers can take its steps.
     """
 
     slots: ClassVar[int] = 1
@@ -39,6 +41,7 @@ class Solver:
     open_start: bool = False
     open_data: bool = False
     own_steps: bool = False
+    plain: bool = True
 
     @property
     def order(self) -> int:
@@ -94,6 +97,37 @@ class Solver:
         return plan.times, partial(run, bind(plan, denoiser, device, dtype), denoiser)
 
 
+def count(name: str, given: Any) -> int | None:
+    """A count from 1 to `MOST_STEPS`, of any integer type; None where none is given."""
+    if given is None:
+        return None
+    try:
+        number = operator.index(given)
+    except TypeError:
+        number = 0
+    if isinstance(given, bool) or number < 1:
+        raise ConfigError(f"{name}: given {given!r}, must be at least 1 (an integer)")
+    if number > MOST_STEPS:
+        raise ConfigError(f"{name}: given {given}, must be at most {MOST_STEPS}")
+    return number
+
+
+def plain(solver: Solver, field: str) -> None:
+    """Refuse a solver within another one, given as `field`, whose plan is not all of it."""
+    if not solver.plain:
+        raise ConfigError(
+            f"{field}: given {solver}, which runs in a way of its own; give a solver of plain plans, DDIM()"
+        )
+
+
+def unmapped(x: Tensor, solver: str) -> None:
+    """Refuse a batch hidden by vmap, for a solver that looks at how its samples fare."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            raise ConfigError(f"{solver}: its steps depend on the samples, which vmap hides; give a batch")
+        x = torch._C._functorch.get_unwrapped(x)
+
+
 def steps_for_nfe(
     solver: Solver, grid: Grid, process: Process, nfe: int, start: float, stop: float, to_zero: bool
 ) -> int:
@@ -101,18 +135,25 @@ def steps_for_nfe(
 
     A solver with a number of steps of its own must make exactly `nfe`.
     """
-    if nfe > MOST_STEPS:
-        raise ConfigError(f"nfe: given {nfe}, must be at most {MOST_STEPS}")
+    count("nfe", nfe)
     fixed = solver.fixed_steps(to_zero)
 
     def cost(steps: int) -> int:
         return solver.plan(process, grid.times(process, steps, start, stop, to_zero)).nfe
 
+    def known(steps: int) -> int:
+        """The cost, or 0 where the solver refuses so few steps."""
+        try:
+            return cost(steps)
+        except ConfigError:
+            return 0
+
     if fixed is not None:
         if cost(fixed) != nfe:
             raise ConfigError(f"nfe: given {nfe}, but {solver} makes {cost(fixed)} evaluations: leave nfe out")
         return fixed
-    found = bisect_right(range(1, nfe + 1), nfe, key=cost)  # every step evaluates at least once
+    found = bisect_right(range(1, nfe + 1), nfe, key=known)  # every step evaluates at least once
     if found == 0:
         raise ConfigError(f"nfe: given {nfe}, which is less than one step of {solver} needs ({cost(1)})")
+    cost(found)  # says why, where it is refused
     return found

@@ -58,6 +58,10 @@ class _DPM(Solver):
         return (default[0] if self.r1 is None else self.r1, default[1] if self.r2 is None else self.r2)
 
     @property
+    def _eta(self) -> float:
+        return 1.0 if self.sde else 0.0
+
+    @property
     def slots(self) -> int:  # type: ignore[override]
         return self.order if self.variant == "S" else slots_of(self.order, self.start)
 
@@ -74,12 +78,11 @@ class _DPM(Solver):
         return self.side == "data"
 
     def inner_steps(self, process: Process, s: Tensor, t: Tensor, to_zero: bool) -> list[Step]:
-        eta = 1.0 if self.sde else 0.0
         if self.variant == "S":
-            return single_step(process, self.side, self.order, s, t, self._nodes, self.published, eta=eta)
+            return single_step(process, self.side, self.order, s, t, self._nodes, self.published, eta=self._eta)
         published = (2, 3) if self.published else ()
         last = last_order(self.lower_order_final, to_zero)
-        return multistep(process, self.side, s, t, self.order, "lam", self.start, published, eta=eta, last=last)
+        return multistep(process, self.side, s, t, self.order, "lam", self.start, published, eta=self._eta, last=last)
 
 
 @component
@@ -145,8 +148,7 @@ class DPM(_DPM):
         for order, group in groupby(range(len(s)), key=self.orders(to_zero).__getitem__):
             part = list(group)
             nodes = self._nodes if order == self.order else None
-            eta = 1.0 if self.sde else 0.0
-            steps += single_step(process, self.side, order, s[part], t[part], nodes, self.published, eta=eta)
+            steps += single_step(process, self.side, order, s[part], t[part], nodes, self.published, eta=self._eta)
         return steps
 
 

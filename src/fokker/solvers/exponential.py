@@ -93,7 +93,9 @@ def gain_of(process: Process, side: Side, s: Tensor, t: Tensor, h: Tensor, eta: 
 
 
 def spread_of(process: Process, side: Side, s: Tensor, t: Tensor, eta: float) -> Tensor:
-    """The standard deviation of the noise of a step from s to t < s."""
+    """The standard deviation of the noise of a step from s to t < s; 0 at eta = 0."""
+    if eta == 0.0:
+        return torch.zeros_like(s)
     h = process.lam(t) - process.lam(s)
     unit = eta * torch.expm1(2.0 * h).sqrt() if side == "noise" else (-torch.expm1(-2.0 * eta**2 * h)).sqrt()
     return process.sigma(t) * unit
@@ -152,9 +154,12 @@ def single_step(
     kappa, reading = kappa_of(side, eta), READING[side]
     carry, (gain, first) = carry_of(process, side, s, t, eta), gain_of(process, side, s, t, h, eta)
     if order == 1:
-        drawn = spread_of(process, side, s, t, eta)[:, None] if eta else s.new_zeros(len(s), 0)
+        drawn = spread_of(process, side, s, t, eta)
         table = zip(s.tolist(), t.tolist(), torch.stack([carry, first], -1).tolist(), drawn.tolist(), strict=True)
-        return [Step(a, b, (evaluate(a, reading, slots[0]),), _terms(on, slots, z), len(z)) for a, b, on, z in table]
+        return [
+            Step(a, b, (evaluate(a, reading, slots[0]),), _terms(on, slots, [z]), int(z != 0.0))
+            for a, b, on, z in table
+        ]
     r1, r2 = nodes or ((0.5, 1.0) if order == 2 else (1 / 3, 2 / 3))
     inner = [(r, t if r == 1.0 else process.time(process.lam(s) + r * h)) for r in (r1, r2)[: order - 1]]
     noises = _path(process, side, s, [*inner, (2.0, t)], eta) if eta else [s.new_zeros(len(s), 0)] * order

@@ -65,8 +65,8 @@ class Update:
     def apply(self, at: dict[Any, Tensor], raw: Tensor) -> None:
         """The step: registers x and `keep` from x, raw and the history; raw may be the memory of x."""
         x = at[X]
-        if not raw.is_contiguous() or raw.dtype != x.dtype:  # the kernel walks memory in order
-            raw = raw.to(x.dtype).contiguous()
+        if raw.shape != x.shape or not raw.is_contiguous() or raw.dtype != x.dtype:  # the kernel checks no shapes
+            raw = raw.expand_as(x).to(x.dtype).contiguous()  # and walks memory in order
         if self.h is None and self.keep is None:
             new = x
             if self.on_x == 0.0:

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..process import Process
 from ..registry import resolves
 from .ancestral import Ancestral
-from .base import Solver
+from .base import Solver, plain
 from .norms import squares
 from .plan import Coef, Plan, Reg, Registers, Rule, Step, Term, X, evaluate, reads
 
@@ -48,6 +48,9 @@ class PredictorCorrector(Solver):
     norms: Literal["sample", "expected"] = "sample"
     stochastic = True
 
+    def __post_init__(self) -> None:
+        plain(self.predictor, "PredictorCorrector.predictor")
+
     @property
     def order(self) -> int:
         return 1
@@ -55,6 +58,9 @@ class PredictorCorrector(Solver):
     @property
     def open_start(self) -> bool:  # type: ignore[override]
         return self.predictor.open_start
+
+    def fixed_steps(self, to_zero: bool) -> int | None:
+        return self.predictor.fixed_steps(to_zero)
 
     def plan(self, process: Process, times: Tensor) -> Plan:
         times = self.checked(process, times)

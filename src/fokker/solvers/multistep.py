@@ -26,7 +26,7 @@ from ..process import Process
 from .exponential import READING, Side, carry_of, gain_of, interpolation, kappa_of, phi, single_step, spread_of
 from .plan import Step, Term, X, evaluate
 
-__all__ = ["Space", "Start", "corrected", "gauss_legendre", "last_order", "multistep", "slots_of", "tables"]
+__all__ = ["Space", "Start", "corrected", "gauss_legendre", "last_order", "multistep", "ring", "slots_of", "tables"]
 
 Space = Literal["t", "rho", "lam"]
 Start = Literal["ramp", "single"]
@@ -173,13 +173,27 @@ def multistep(
     steps: list[Step] = []
     for i in range(min(singles, len(s))):
         steps += single_step(process, side, order - 1, s[i : i + 1], t[i : i + 1], slots=(i, order, order + 1), eta=eta)
-    spread = spread_of(process, side, s, t, eta)[:, None] if eta else s.new_zeros(len(s), 0)
-    numbers = [c.tolist() for c in (s, t, carry, table, spread)]
-    for i, (a, b, on_x, row, drawn) in enumerate(zip(*numbers, strict=True)):
-        if i >= singles:
-            on_m: list[Term] = [(("m", (i - j) % order), c) for j, c in enumerate(row) if c != 0.0]
-            on_z: list[Term] = [(("z", 0), c) for c in drawn]
-            steps.append(Step(a, b, (evaluate(a, READING[side], i % order),), ((X, on_x), *on_m, *on_z), len(on_z)))
+    return steps + ring(side, s, t, carry, table, order, spread_of(process, side, s, t, eta))[singles:]
+
+
+def ring(
+    side: Side, s: Tensor, t: Tensor, carry: Tensor, table: Tensor, slots: int, spread: Tensor | None = None
+) -> list[Step]:
+    """The steps of a table, newest prediction first: prediction i is kept in slot i mod `slots`.
+
+    Args:
+        side: what is predicted.
+        s, t, carry: starts, ends and what multiplies x, (N,).
+        table: what multiplies the predictions, (N, up to `slots`).
+        slots: in the ring.
+        spread: standard deviation of the noise, (N,); None: none.
+    """
+    steps: list[Step] = []
+    numbers = [c.tolist() for c in (s, t, carry, table, torch.zeros_like(s) if spread is None else spread)]
+    for i, (a, b, on_x, row, c) in enumerate(zip(*numbers, strict=True)):
+        on_m: list[Term] = [(("m", (i - j) % slots), w) for j, w in enumerate(row) if w != 0.0]
+        on_z: list[Term] = [(("z", 0), c)] if c else []
+        steps.append(Step(a, b, (evaluate(a, READING[side], i % slots),), ((X, on_x), *on_m, *on_z), len(on_z)))
     return steps
 
 

@@ -2,8 +2,10 @@ r"""Noise from one Brownian path per sample, so that other steps or another grid
 
     z_n = (W(u_{n+1}) - W(u_n)) / sqrt(u_{n+1} - u_n),     u(t) = 1/2 + arctan(lam(t) / 4) / pi
 
-W is keyed by (seed, index) alone. The clock u is smooth in lam and knows neither grid nor process: noise of the same
-seed falls at the same lam everywhere. Increments of disjoint steps are independent, so the law stays what it was.
+Only a step's whole noise is the path's: of solvers that draw within a step as well (DPM, DPMpp "S" with `sde`, of order
+2 and 3) the inner draws are fresh. W is keyed by (seed, index) alone. The clock u is smooth in lam and knows neither
+grid nor process: noise of the same seed falls at the same lam everywhere. Increments of disjoint steps are independent,
+so the law stays what it was.
 """
 
 from __future__ import annotations

@@ -228,6 +228,8 @@ class _File:
                 continue
             prediction = denoiser(at[y], stage.time, cond)
             raw = prediction.value if denoiser.reading is not None else prediction.read(stage.reading)
+            if raw.shape != at[y].shape:  # one answer for all
+                raw = raw.expand_as(at[y])
             if not self.functional and raw.data_ptr() == at[y].data_ptr():
                 raw = raw.clone()  # a network that hands its input back must not alias the state
             at[RAW], slot = raw, ("m", stage.keep)

@@ -20,8 +20,8 @@ from ..component import component
 from ..process import Process
 from .base import Solver
 from .exponential import spread_of
-from .multistep import corrected, tables
-from .plan import Step, Term, X, evaluate
+from .multistep import corrected, ring, tables
+from .plan import Step
 
 __all__ = ["SA"]
 
@@ -54,15 +54,8 @@ class SA(Solver):
         return self.eta > 0.0
 
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
-        slots = self.slots
         if self.corrector:
             carry, now = corrected(process, "data", s, t, self.order, eta=self.eta)
         else:
             carry, now = tables(process, "data", torch.cat([s, t[-1:]]), self.order, eta=self.eta)
-        spread = spread_of(process, "data", s, t, self.eta)
-        steps = []
-        for i, (a, b, on_x, row, c) in enumerate(zip(*(v.tolist() for v in (s, t, carry, now, spread)), strict=True)):
-            on_m: list[Term] = [(("m", (i - j) % slots), w) for j, w in enumerate(row) if w != 0.0]
-            on_z: list[Term] = [(("z", 0), c)] if c else []
-            steps.append(Step(a, b, (evaluate(a, "x0", i % slots),), ((X, on_x), *on_m, *on_z), len(on_z)))
-        return steps
+        return ring("data", s, t, carry, now, self.slots, spread_of(process, "data", s, t, self.eta))

@@ -29,6 +29,7 @@ from .plan import Step, X, evaluate
 __all__ = ["ExpEuler", "ExpHeun", "integrate"]
 
 Reading = Literal["noise", "x0", "velocity"]
+GROWTH = 80.0  # float32 ends at e^88.7
 
 
 @component
@@ -37,6 +38,9 @@ class ExpEuler(Solver):
 
     Args:
         reading: whose N is frozen: "noise" (the book's), "x0", or "velocity" (Euler in t).
+
+    Raises (from sampling):
+        ConfigError: a step's e^a is too large for float32.
     """
 
     reading: Reading = "noise"
@@ -59,6 +63,12 @@ class ExpEuler(Solver):
             rate, on_n = d_sigma / sigma, d_alpha - alpha * d_sigma / sigma
         else:
             rate, on_n = torch.zeros_like(h), torch.ones_like(h)
+        worst = int((rate * h).argmax())
+        if float(rate[worst] * h[worst]) > GROWTH:
+            raise ConfigError(
+                f"{self}: its factor e^{float(rate[worst] * h[worst]):.3g} from time {float(s[worst]):g} to "
+                f"{float(t[worst]):g} leaves float32: take more steps there, or DDIM()"
+            )
         table = [c.tolist() for c in (s, t, (rate * h).exp(), h * phi(1, rate * h) * on_n)]
         return [
             Step(start, end, (evaluate(start, self.reading),), ((X, a), (("m", 0), b)))

@@ -51,6 +51,7 @@ class Taylor(Solver):
 
     order: Annotated[int, Field(ge=1, le=3)] = 3
     open_start = True
+    plain = False
 
     @property
     def slots(self) -> int:  # type: ignore[override]

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..component import component
 from ..process import Process
 from .base import Solver
-from .exponential import READING, single_step
-from .multistep import Start, corrected, last_order, multistep, slots_of
-from .plan import Step, Term, X, evaluate
+from .exponential import single_step
+from .multistep import Start, corrected, last_order, multistep, ring, slots_of
+from .plan import Step
 
 __all__ = ["UniPC"]
 
@@ -77,9 +77,4 @@ class UniPC(Solver):
         steps: list[Step] = []
         if self._singles:
             steps += single_step(process, self.side, self.order, s[:1], t[:1], slots=(0, slots, slots + 1))
-        numbers = [c.tolist() for c in (s, t, carry, now)]
-        for i, (a, b, on_x, row) in enumerate(zip(*numbers, strict=True)):
-            if i >= self._singles:
-                on_m: list[Term] = [(("m", (i - j) % slots), c) for j, c in enumerate(row) if c != 0.0]
-                steps.append(Step(a, b, (evaluate(a, READING[self.side], i % slots),), ((X, on_x), *on_m)))
-        return steps
+        return steps + ring(self.side, s, t, carry, now, slots)[self._singles :]
