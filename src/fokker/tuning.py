@@ -23,7 +23,7 @@ from .prediction import Denoiser
 from .registry import build
 from .sampling import DEFAULT_SOLVER, DEFAULT_STEPS, sample, trajectory
 from .solvers import RK4, Solver, Times, UniformLam, as_grid, steps_for_nfe
-from .solvers.base import MOST_STEPS
+from .solvers.base import count
 
 __all__ = ["NAMED", "Trial", "named_grids", "optimise_grid", "refine", "search"]
 
@@ -119,11 +119,7 @@ def named_grids(trial: Trial, steps: int | None = None, nfe: int | None = None) 
     """
     if steps is not None and nfe is not None:
         raise ConfigError(f"give steps or nfe, not both (given steps={steps}, nfe={nfe})")
-    for name, value in (("steps", steps), ("nfe", nfe)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}: given {value}, must be at least 1")
-        if value is not None and value > MOST_STEPS:
-            raise ConfigError(f"{name}: given {value}, must be at most {MOST_STEPS}")
+    steps, nfe = count("steps", steps), count("nfe", nfe)
     ends = (trial.start, trial.stop, trial.to_zero)
     made = {}
     for name in NAMED:
