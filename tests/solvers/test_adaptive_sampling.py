@@ -16,7 +16,7 @@ from fokker.process import EDM, VP, Flow, Process
 from fokker.registry import build, spec
 from fokker.sampling import encode, sample, trajectory
 from fokker.shards import Sharding, read_shards
-from fokker.solvers import Adaptive, Restart
+from fokker.solvers import Adaptive
 from fokker.train.drawing import settle
 from fokker.train.options import Sampling
 from fokker.tuning import Trial
@@ -130,7 +130,7 @@ def test_what_is_refused() -> None:
         ({"callback": lambda *_: None}, "callback: Adaptive"),
         ({"after_step": lambda *_: None}, "after_step: Adaptive"),
         ({"grid": [0.1, 0.9]}, "increase"),
-        ({"solver": Restart(solver=Adaptive())}, "no plan"),
+        ({"solver": {"kind": "restart", "solver": "adaptive"}}, "plain plans"),
     ):
         with pytest.raises(ConfigError, match=match):
             sample(oracle, **{"n": 2, "solver": "adaptive", **kwargs})

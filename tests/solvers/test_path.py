@@ -90,7 +90,7 @@ def test_the_law_is_the_plans(process: Process, solver: Solver) -> None:
     start = process.t_max if solver.open_start else process.T
     times = UniformLam().times(process, 12, start, process.t_min, True)
     mean, var = law(solver.plan(process, times), oracle, 0.0, float(process.prior_std(start)) ** 2)
-    x = sample(oracle, n=n, solver=solver, steps=12, seed=1, dtype=F64, brownian=True)
+    x = sample(oracle, n=n, solver=solver, steps=12, grid="lam", seed=1, dtype=F64, brownian=True)
     assert abs(float(x.mean()) - mean) < 4 * math.sqrt(var / n)
     assert abs(float(x.var()) - var) < 4 * var * math.sqrt(2 / n)
 

@@ -173,7 +173,7 @@ def test_sample_takes_them() -> None:
     law = fk.exact.Gaussian(torch.zeros(2), 0.25 * torch.eye(2))
     process = VP()
     for grid in GRIDS:
-        times, states = fk.trajectory(law.denoiser(process), n=3, steps=10, grid=grid, dtype=F64)
+        times, states = fk.trajectory(law.denoiser(process), n=3, solver="ddim", steps=10, grid=grid, dtype=F64)
         assert torch.equal(times, times_of(grid, process, 10, True))
         x = states[0]
         for s, t in pairwise(times):

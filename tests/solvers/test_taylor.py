@@ -85,7 +85,7 @@ def test_order_1_is_ddim_and_it_costs_order_evaluations() -> None:
         oracle.calls.clear()
         seen: list[Any] = []
         got = fk.sample(
-            oracle, x=x, solver={"kind": "taylor", "order": order}, nfe=4 * order + 1,
+            oracle, x=x, solver={"kind": "taylor", "order": order}, nfe=4 * order + 1, grid="lam",
             callback=lambda n, t, x, p: seen.append((n, p.x0)),  # noqa: B023
         )  # fmt: skip
         assert len(oracle.calls) == Taylor(order).plan(vp, times).nfe == 4 * order + 1
