@@ -124,10 +124,10 @@ def named_grids(trial: Trial, steps: int | None = None, nfe: int | None = None) 
     made = {}
     for name in NAMED:
         grid = as_grid(name)
-        count = steps or trial.solver.fixed_steps(trial.to_zero) or DEFAULT_STEPS
+        number = steps or trial.solver.fixed_steps(trial.to_zero) or DEFAULT_STEPS
         if nfe is not None:
-            count = steps_for_nfe(trial.solver, grid, trial.process, nfe, *ends)
-        made[name] = grid.times(trial.process, count, *ends)
+            number = steps_for_nfe(trial.solver, grid, trial.process, nfe, *ends)
+        made[name] = grid.times(trial.process, number, *ends)
     return made
 
 

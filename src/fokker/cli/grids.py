@@ -15,8 +15,8 @@ from ..errors import ConfigError, FileError
 
 __all__ = ["GRIDS", "SUFFIXES", "parse_component", "read_grid", "written"]
 
-GRIDS = "t, lam, karras, quadratic, cosine, beta, shift, leading, linspace, trailing; fields as in karras:rho=5; or a "
-GRIDS += "FILE of times, as fokker tune writes it."
+GRIDS = "flow, t, lam, karras, quadratic, cosine, beta, shift, leading, linspace, trailing; fields as in karras:rho=5; "
+GRIDS += "or a FILE of times, as fokker tune writes it."
 SUFFIXES = (".yaml", ".yml", ".json")
 FIELD = re.compile(r",\s*(?=\w+\s*=)")  # where the next field begins; commas within a value are its own
 

@@ -109,9 +109,7 @@ CATALOGUE = (
     Entry("dpm++", MULTI, "x0", "2M as published: the better 2M to 50 evaluations", {"published": True}),
     Entry("dpm++", MULTI, "x0", "3M: the data side at 50 evaluations", {"order": 3}),
     Entry("unipc", MULTI, "x0", "50 evaluations or more (--grid lam)"),
-    Entry(
-        "dpmv3", MULTI, "fitted", "few evaluations on tuned times; measured once per model", V3, "dpmv3:statistics=FILE"
-    ),
+    Entry("dpmv3", MULTI, "fitted", "few evaluations on tuned times", V3, "dpmv3:statistics=FILE"),
     Entry("pndm", MULTI, "noise", "PLMS as published (--grid lam)"),
     Entry("lms", MULTI, "noise", "k-diffusion's LMS; order 2 in the limit"),
     Entry("picard", PARALLEL, "", "latency: another's steps together, DDIM's by default"),
