@@ -14,7 +14,7 @@ from fokker.errors import ConfigError, FileError
 from fokker.objectives import Denoising, LogitNormal, MinSNR, UniformTimes
 from fokker.process import EDM, VP, Flow
 from fokker.registry import build
-from fokker.solvers import DDIM, Heun, Karras, UniformT
+from fokker.solvers import DDIM, Adams, FlowTime, Heun, Karras, UniformT
 from fokker.train import Constant, Recipe, fit, read, read_header, recipe_names, resume
 from fokker.train.options import Training
 from fokker.train.recipe import make, recipes_folder
@@ -64,7 +64,7 @@ def test_defaults() -> None:
     assert recipe == Recipe(data=Moons(), net={"kind": "mlp"})
     assert recipe.process == Flow() and recipe.objective == Denoising() and recipe.name == "run"
     assert recipe.denoiser.predict == "velocity" and recipe.train.seed == 0 and recipe.folder == Path("runs/run")
-    assert recipe.sampling.solver == Heun() and recipe.sampling.grid == UniformT() and recipe.sampling.guidance == 1.0
+    assert recipe.sampling.solver == Adams() and recipe.sampling.grid == FlowTime() and recipe.sampling.guidance == 1.0
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_more_steps_of_a_finished_run_and_what_may_not_change(
         resume(folder, ["run.dir=elsewhere"], progress=False)
     # A recipe of the run that was changed by hand, and one that an older version wrote.
     text = (folder / "recipe.yaml").read_text()
-    (folder / "recipe.yaml").write_text(text.replace("kind: flow", "kind: vp").replace("t_min: 0.001", "t_min: 0.001"))
+    (folder / "recipe.yaml").write_text(text.replace("process:\n  kind: flow", "process:\n  kind: vp"))
     with pytest.raises(ConfigError, match="^process: given"):
         resume(folder, progress=False)
     (folder / "recipe.yaml").write_text(text.replace("stratified: true", "").replace("  accumulate: 1", ""))
