@@ -454,7 +454,8 @@ def test_two_processes_of_accelerate_draw_the_bits_of_one(tmp_path: Path, whole:
     command = [*launcher(), str(WORKER), str(tmp_path / "two"), "70"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 on cpu", "rank 1 of 2 on cpu"]
+    # The two may write into one line.
+    assert [done.stdout.count(f"rank {rank} of 2 on cpu") for rank in (0, 1)] == [1, 1]
     x, labels = read_shards(tmp_path / "two")
     assert torch.equal(x, read_shards(whole)[0]) and labels is None
     assert len(listed(tmp_path / "two")["shards"]) == 5

@@ -278,7 +278,9 @@ def test_what_a_process_left_that_died_at_once_is_no_run(tmp_path: Path) -> None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / ".recipe.yaml.17.tmp").write_text("half")
+    (tmp_path / "run" / ".tmppUfAKP").write_text("half, as safetensors leaves it")
     assert load(fit(small(tmp_path / "run"), progress=False)).shape == (2,)
+    assert not [file.name for file in (tmp_path / "run").glob(".*") if file.name != ".lock"]
 
 
 def test_the_log_forgets_what_was_not_saved(tmp_path: Path) -> None:

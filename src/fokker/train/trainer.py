@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import operator
+import re
 import signal
 import threading
 import uuid
@@ -127,9 +128,13 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in _OWN} | {f"train.{name}": values["train"][name] for name in _OWN_TRAIN}
 
 
+# What processes leave that were killed while they wrote: our own files, and those that safetensors writes for them.
+SCRAP = re.compile(r"\..+\.tmp|\.tmp\w{6}")
+
+
 def _scrap(item: Path) -> bool:
     """Whether a file is what a process left that died before it had made anything."""
-    return item.name == ".lock" or (item.name.startswith(".") and item.suffix == ".tmp")
+    return item.name == ".lock" or SCRAP.fullmatch(item.name) is not None
 
 
 @contextmanager
@@ -147,8 +152,9 @@ def _only_one(folder: Path) -> Iterator[None]:
             raise FileError(f"{folder}: another process is training here") from None
         except OSError as error:
             raise FileError(f"{folder}: its file system has no locks ({error.strerror})") from None
-        for scrap in folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
-            scrap.unlink(missing_ok=True)
+        for item in folder.rglob(".*"):
+            if SCRAP.fullmatch(item.name):
+                item.unlink(missing_ok=True)
         yield
         # The file stays: removing it would let two processes lock two files of one name.
 
