@@ -19,7 +19,8 @@ from ..component import component
 from ..process import Process
 from .base import Solver
 from .exponential import interpolation
-from .plan import Plan, Stage, Step, Term, X
+from .multistep import ring
+from .plan import Step
 
 __all__ = ["Adams"]
 
@@ -39,6 +40,7 @@ class Adams(Solver):
     degree: Annotated[int, Field(ge=0, le=3)] = 1
     space: Literal["flow", "angle"] = "angle"
     open_data = True
+    reaches_zero = True
 
     @property
     def order(self) -> int:
@@ -48,12 +50,8 @@ class Adams(Solver):
     def slots(self) -> int:  # type: ignore[override]
         return self.degree + 1
 
-    def plan(self, process: Process, times: Tensor) -> Plan:
-        times = self.checked(process, times)
-        return Plan(tuple(self.steps(process, times[:-1], times[1:])), self.slots).pruned()
-
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
-        times, most = torch.cat([s, t[-1:]]), self.degree + 1
+        times = torch.cat([s, t[-1:]])
         alpha, sigma = process.alpha(times), process.sigma(times)
         sigma = torch.where(times == 0.0, 0.0, sigma)  # time 0 means x0, whatever sigma(0) is
         if self.space == "flow":
@@ -62,15 +60,14 @@ class Adams(Solver):
         else:
             scale = torch.hypot(alpha, sigma)
             u, on_x0, on_noise = torch.atan2(sigma, alpha), -sigma / scale, alpha / scale
-        # noise = (x - alpha x0) / sigma
-        from_x, from_x0 = on_noise / sigma, on_x0 - on_noise * alpha / sigma
-        steps: list[Step] = []
-        for i, (start, end) in enumerate(zip(s.tolist(), t.tolist(), strict=True)):
-            count, h = min(most, i + 1), u[i + 1] - u[i]
-            nodes = (u[i + 1 - count : i + 1].flip(0) - u[i]) / h
-            moments = 1.0 / torch.arange(1, count + 1, dtype=torch.float64)
-            weights = (interpolation(nodes[None], moments[None])[0] * h * scale[i + 1]).tolist()
-            on_m: list[Term] = [(("m", (i - j) % most), c) for j, c in enumerate(weights)]
-            stage = Stage(((X, 1.0),), start, "x0", (float(from_x[i]), float(from_x0[i])), i % most)
-            steps.append(Step(start, end, (stage,), ((X, float(scale[i + 1] / scale[i])), *on_m)))
-        return steps
+        velocity = torch.stack(
+            [on_noise / sigma, on_x0 - on_noise * alpha / sigma], -1
+        )  # noise = (x - alpha x0) / sigma
+        table = torch.zeros(len(s), self.slots, dtype=torch.float64)
+        for k in range(1, min(self.slots, len(s)) + 1):
+            rows = torch.arange(k - 1, k if k < self.slots else len(s))
+            begin, h = u[rows][:, None], (u[rows + 1] - u[rows])[:, None]
+            nodes = torch.stack([u[rows - j] for j in range(k)], -1)
+            moments = (1.0 / torch.arange(1, k + 1, dtype=torch.float64)).expand(len(rows), k)
+            table[rows, :k] = interpolation((nodes - begin) / h, moments) * h * scale[rows + 1][:, None]
+        return ring("data", s, t, scale[1:] / scale[:-1], table, self.slots, affine=velocity)

@@ -33,6 +33,7 @@ class Solver:
         open_start: whether it cannot start where alpha = 0, because its coefficients are infinite there.
         open_data: the same of an encoding that starts where sigma = 0.
         own_steps: whether it chooses its steps itself: it has no plan, and a grid is only where it stops.
+        reaches_zero: whether its own steps end at time 0, in place of the x0 step.
         plain: whether its plan is all of it, so that other solvers can take its steps.
     """
 
@@ -41,6 +42,7 @@ class Solver:
     open_start: bool = False
     open_data: bool = False
     own_steps: bool = False
+    reaches_zero: bool = False
     plain: bool = True
 
     @property
@@ -75,10 +77,10 @@ class Solver:
     def plan(self, process: Process, times: Tensor) -> Plan:
         """The plan on `times` (N + 1,): decreasing towards data, or increasing to encode.
 
-        A last time of 0 is reached by `to_data`. Raises ConfigError for times the solver cannot use.
+        A last time of 0 is reached by `to_data`, unless the solver `reaches_zero` itself. Raises ConfigError for times the solver cannot use.
         """
         times = self.checked(process, times)
-        zero = bool(times[-1] == 0.0)
+        zero = bool(times[-1] == 0.0) and not self.reaches_zero
         fixed = self.fixed_steps(zero)
         if fixed is not None and len(times) - 1 != fixed:
             end = "with the one to 0" if zero else "to a last time above 0"

@@ -38,7 +38,7 @@ from ..prediction import Denoiser
 from ..process import Process
 from .base import Solver
 from .multistep import Start
-from .plan import Coef, Plan, Stage, Step, Term, X
+from .plan import Coef, Stage, Step, Term, X
 
 __all__ = ["DPMv3", "Statistics"]
 
@@ -254,6 +254,7 @@ class DPMv3(Solver):
     corrector: bool = True
     start: Start = "ramp"
     open_data = True
+    reaches_zero = True
 
     def __post_init__(self) -> None:
         if self.corrector and self.start == "single":
@@ -280,10 +281,6 @@ class DPMv3(Solver):
                 f"DPMv3.statistics: made for events of shape {shape}, this denoiser's are {tuple(denoiser.shape)}"
             )
         return super().prepare(denoiser, times, device, dtype)
-
-    def plan(self, process: Process, times: Tensor) -> Plan:
-        times = self.checked(process, times)
-        return Plan(tuple(self.steps(process, times[:-1], times[1:])), self.slots).pruned()
 
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
         return _Compiler(self, process, torch.cat([s, t[-1:]])).steps()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..process import Process
 from .exponential import READING, Side, carry_of, gain_of, interpolation, kappa_of, phi, single_step, spread_of
-from .plan import Step, Term, X, evaluate
+from .plan import Stage, Step, Term, X
 
 __all__ = ["Space", "Start", "corrected", "gauss_legendre", "last_order", "multistep", "ring", "slots_of", "tables"]
 
@@ -177,7 +177,14 @@ def multistep(
 
 
 def ring(
-    side: Side, s: Tensor, t: Tensor, carry: Tensor, table: Tensor, slots: int, spread: Tensor | None = None
+    side: Side,
+    s: Tensor,
+    t: Tensor,
+    carry: Tensor,
+    table: Tensor,
+    slots: int,
+    spread: Tensor | None = None,
+    affine: Tensor | None = None,
 ) -> list[Step]:
     """The steps of a table, newest prediction first: prediction i is kept in slot i mod `slots`.
 
@@ -187,13 +194,16 @@ def ring(
         table: what multiplies the predictions, (N, up to `slots`).
         slots: in the ring.
         spread: standard deviation of the noise, (N,); None: none.
+        affine: (p, q) of what is kept, p x + q prediction, (at least N, 2); None: the prediction.
     """
+    kept = [(0.0, 1.0)] * len(s) if affine is None else [(p, q) for p, q in affine.tolist()]
     steps: list[Step] = []
     numbers = [c.tolist() for c in (s, t, carry, table, torch.zeros_like(s) if spread is None else spread)]
     for i, (a, b, on_x, row, c) in enumerate(zip(*numbers, strict=True)):
         on_m: list[Term] = [(("m", (i - j) % slots), w) for j, w in enumerate(row) if w != 0.0]
         on_z: list[Term] = [(("z", 0), c)] if c else []
-        steps.append(Step(a, b, (evaluate(a, READING[side], i % slots),), ((X, on_x), *on_m, *on_z), len(on_z)))
+        stage = Stage(((X, 1.0),), a, READING[side], kept[i], i % slots)
+        steps.append(Step(a, b, (stage,), ((X, on_x), *on_m, *on_z), len(on_z)))
     return steps
 
 
