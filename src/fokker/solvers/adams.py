@@ -60,9 +60,8 @@ class Adams(Solver):
         else:
             scale = torch.hypot(alpha, sigma)
             u, on_x0, on_noise = torch.atan2(sigma, alpha), -sigma / scale, alpha / scale
-        velocity = torch.stack(
-            [on_noise / sigma, on_x0 - on_noise * alpha / sigma], -1
-        )  # noise = (x - alpha x0) / sigma
+        # noise = (x - alpha x0) / sigma
+        velocity = torch.stack([on_noise / sigma, on_x0 - on_noise * alpha / sigma], -1)
         table = torch.zeros(len(s), self.slots, dtype=torch.float64)
         for k in range(1, min(self.slots, len(s)) + 1):
             rows = torch.arange(k - 1, k if k < self.slots else len(s))

@@ -77,7 +77,8 @@ class Solver:
     def plan(self, process: Process, times: Tensor) -> Plan:
         """The plan on `times` (N + 1,): decreasing towards data, or increasing to encode.
 
-        A last time of 0 is reached by `to_data`, unless the solver `reaches_zero` itself. Raises ConfigError for times the solver cannot use.
+        A last time of 0 is reached by `to_data`, unless the solver `reaches_zero` itself. Raises ConfigError for times
+        that it cannot use.
         """
         times = self.checked(process, times)
         zero = bool(times[-1] == 0.0) and not self.reaches_zero

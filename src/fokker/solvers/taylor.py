@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from ..component import component
+from ..denoiser import innermost
 from ..errors import ConfigError
 from ..prediction import Denoiser, Prediction, Reading
 from ..process import Process, expand
@@ -74,10 +75,7 @@ class Taylor(Solver):
     def prepare(
         self, denoiser: Denoiser, times: Tensor, device: torch.device, dtype: torch.dtype
     ) -> tuple[tuple[float, ...], Callable[..., Tensor]]:
-        inner: Any = denoiser
-        while hasattr(inner, "denoiser"):
-            inner = inner.denoiser
-        if getattr(inner, "time_input", None) == "integer":  # its derivative would be 0, not an error
+        if getattr(innermost(denoiser), "time_input", None) == "integer":  # its derivative would be 0, not an error
             raise ConfigError(f"{self}: given a denoiser with time='integer', which has no derivative in time; use DPM")
         plan = self.plan(denoiser.process, times)
         terms = {step.start: len(step.stages) for step in plan.steps}
