@@ -22,6 +22,7 @@ from fokker.train import load, read, read_header
 from fokker.train.drawing import settle
 from fokker.train.options import Sampling
 
+from ..solvers.oracle import gaussian
 from .calling import Call
 
 TINY = ["train.steps=3", "train.batch=8", "net={kind: mlp, width: 8, depth: 1, classes: 0}", "data.n=50"]
@@ -182,27 +183,17 @@ def test_nfe_in_a_recipe(call: Call, run: Path) -> None:
 
 @pytest.mark.parametrize("nfe", [3, 8])
 def test_nfe_everywhere_in_the_library(nfe: int) -> None:
-    law = fk.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(fk.VP())
-    calls = 0
-
-    class Counted:
-        process, shape, lam_range, reading = law.process, law.shape, law.lam_range, law.reading
-
-        def __call__(self, x, s, cond=None):  # type: ignore[no-untyped-def]
-            nonlocal calls
-            calls += 1
-            return law(x, s)
-
+    law = gaussian(fk.VP())
     x = fk.sample(law, n=2)
     for solver, spent in (("heun", 2 * ((nfe - 1) // 2) + 1), ("ddim", nfe)):
         for door in (fk.sample, fk.trajectory):
-            calls = 0
-            door(Counted(), n=2, solver=solver, nfe=nfe)
-            assert calls == spent
+            law.calls.clear()
+            door(law, n=2, solver=solver, nfe=nfe)
+            assert len(law.calls) == spent
     for solver, spent in (("heun", 2 * (nfe // 2)), ("ddim", nfe)):
-        calls = 0
-        fk.encode(Counted(), x, solver=solver, nfe=nfe)
-        assert calls == spent
+        law.calls.clear()
+        fk.encode(law, x, solver=solver, nfe=nfe)
+        assert len(law.calls) == spent
     with pytest.raises(ConfigError, match="steps or nfe, not both"):
         fk.encode(law, x, steps=3, nfe=nfe)
     assert EulerMaruyama(eta=0.0).stochastic is False

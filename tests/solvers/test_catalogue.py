@@ -3,13 +3,14 @@
 from fractions import Fraction
 
 import pytest
-import torch
 
 import fokker as fk
 from fokker.errors import ConfigError
 from fokker.registry import KINDS
 from fokker.solvers import DDIM, DEIS, DPM, RK4, DPMpp, Heun, Restart, UniPC
 from fokker.solvers.catalogue import CATALOGUE, cost, entries
+
+from .oracle import gaussian
 
 
 def test_every_kind_of_solver_has_a_row_and_no_two_rows_are_one() -> None:
@@ -40,20 +41,9 @@ def test_every_kind_of_solver_has_a_row_and_no_two_rows_are_one() -> None:
 )
 def test_costs_are_counted(solver: fk.solvers.Solver, slope: int, more: int) -> None:
     assert cost(solver) == (Fraction(slope), more)
-    process = fk.VP()
-    law = fk.exact.Gaussian(torch.zeros(1), torch.eye(1)).denoiser(process)
-    calls = 0
-
-    class Counted:
-        process, shape, lam_range, reading = law.process, law.shape, law.lam_range, law.reading
-
-        def __call__(self, x, s, cond=None):  # type: ignore[no-untyped-def]
-            nonlocal calls
-            calls += 1
-            return law(x, s)
-
-    fk.sample(Counted(), n=1, solver=solver, steps=30, final="t_min")
-    assert calls == 30 * slope + more
+    law = gaussian(fk.VP())
+    fk.sample(law, n=1, solver=solver, steps=30, final="t_min")
+    assert len(law.calls) == 30 * slope + more
 
 
 def test_orders_are_the_solvers() -> None:
