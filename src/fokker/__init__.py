@@ -25,6 +25,7 @@ _HOME = {
 }
 _MODULES = (
     "calculus",
+    "classic",
     "data",
     "exact",
     "guidance",
@@ -59,6 +60,7 @@ __all__ = [
     "Trig",
     "__version__",
     "calculus",
+    "classic",
     "compute_statistics",
     "data",
     "diffuse",
@@ -87,7 +89,21 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import calculus, data, exact, guidance, likelihood, metrics, nets, noise, objectives, process, solvers, train
+    from . import (
+        calculus,
+        classic,
+        data,
+        exact,
+        guidance,
+        likelihood,
+        metrics,
+        nets,
+        noise,
+        objectives,
+        process,
+        solvers,
+        train,
+    )
     from .denoiser import NetDenoiser, to_process
     from .forward import diffuse
     from .likelihood import elbo, log_prob

@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, str]] = {
         "custom": "fokker.process:Custom",
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
+    "model": {},
     "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet", "dit": "fokker.nets:DiT"},
     "autoencoder": {"conv": "fokker.nets:Autoencoder"},
     "exact": {
