@@ -35,7 +35,10 @@ KINDS: dict[str, dict[str, str]] = {
         "custom": "fokker.process:Custom",
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
-    "model": {},
+    "model": {
+        "vae": "fokker.classic:VAE",
+        "hvae": "fokker.classic:HVAE",
+    },
     "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet", "dit": "fokker.nets:DiT"},
     "autoencoder": {"conv": "fokker.nets:Autoencoder"},
     "exact": {
