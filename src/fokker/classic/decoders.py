@@ -73,7 +73,8 @@ class Decoder(nn.Module):
             each = 0.5 * (x + 1.0) * out[:, 0] - softplus(out[:, 0])
         else:
             each = _bytes(x, out[:, 0], out[:, 1])
-        return each.flatten(1).sum(1)
+        total: Tensor = each.flatten(1).sum(1)
+        return total
 
     def centre(self, z: Tensor) -> Tensor:
         """E[x | z] of (1) and (2); of (3) the logistic law's centre, within [-1, 1]. (B, *shape)."""

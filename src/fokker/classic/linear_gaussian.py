@@ -33,7 +33,7 @@ __all__ = ["Affine", "LinearChain", "Terms", "ddpm_chain", "ppca"]
 def _quadratic(S: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
     """E[r^T S^-1 r] of r with mean (B, d) and covariance (d, d): (B,)."""
     root = torch.linalg.cholesky(S)
-    pulled = torch.linalg.solve_triangular(root, mean.mT, upper=False)
+    pulled: Tensor = torch.linalg.solve_triangular(root, mean.mT, upper=False)
     return pulled.square().sum(0) + torch.cholesky_solve(cov, root).diagonal().sum()
 
 
