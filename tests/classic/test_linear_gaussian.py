@@ -1,4 +1,4 @@
-"""Linear-Gaussian VAEs of one level and more: every identity of the bound to rounding, and the printed ones that fail."""
+"""Linear-Gaussian VAEs of one level and more: the bound's identities to rounding, and what fails as printed."""
 
 import math
 
@@ -98,7 +98,7 @@ def test_kl_is_information_plus_aggregate() -> None:
 
 def test_a_diagonal_encoder_is_exact_only_for_orthogonal_columns() -> None:
     chain = flat()
-    U, s, Vh = torch.linalg.svd(chain.down[0].weight, full_matrices=False)
+    U, s, _ = torch.linalg.svd(chain.down[0].weight, full_matrices=False)
     turned = LinearChain((Affine(U * s, chain.down[0].bias, chain.down[0].cov),), chain.up)
     torch.testing.assert_close(turned.log_prob(X3), chain.log_prob(X3), rtol=0, atol=1e-12)  # the same density
     for law, gap in ((turned, 0.0), (chain, None)):
