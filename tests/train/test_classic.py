@@ -127,7 +127,7 @@ def test_nll_of_a_classic_model() -> None:
         model.__class__.likelihood = kept
 
 
-def test_bits_per_dim_of_pictures() -> None:
+def test_bits_per_dim_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     train = fk.data.Fashion().load("train")
     model = Toy(train.shape, spread=0.7)
     x = train.take(fk.noise.permutation(0, len(train), 0)[:8])[0]
@@ -135,7 +135,11 @@ def test_bits_per_dim_of_pictures() -> None:
     spread = fk.likelihood.dequantise(x, levels=256, seed=0)
     nats = -model.log_prob(spread) - x[0].numel() * math.log(2 / 255)
     assert found == pytest.approx(nats.mean().item() / (x[0].numel() * math.log(2)), rel=1e-5)
-    model.bytes = True
+    for levels in (2, 256):
+        monkeypatch.setattr(Toy, "levels", levels)
+        if levels == 2:
+            with pytest.raises(ConfigError, match="probabilities of 2 levels, and the data has 256 levels"):
+                nll(model, train, n=8)
     mass = -model.log_prob(x).mean() / (x[0].numel() * math.log(2))
     assert nll(model, train, n=8).rows[0].value == pytest.approx(mass.item(), rel=1e-5)
 

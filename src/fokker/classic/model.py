@@ -26,11 +26,13 @@ class Model(nn.Module):
     likelihood: ClassVar[Literal["exact", "bound", "none"]] = "none"
     """What `log_prob` gives: log p(x), a lower bound of it in the mean, or nothing."""
 
-    bytes: bool = False
-    """Whether `log_prob` is of a picture's 256 levels a pixel, a probability, and no density."""
-
-    alone: bool = False
+    alone: ClassVar[bool] = False
     """Whether it keeps what only one process can (chains, say), so that one process must train it."""
+
+    @property
+    def levels(self) -> int | None:
+        """Levels a pixel of the pictures (256: bytes) whose probability `log_prob` is; None where it is a density."""
+        return None
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()

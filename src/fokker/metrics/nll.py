@@ -128,9 +128,14 @@ def _classic(model: Model, x: Tensor, seed: int, batch_size: int, more: Callable
     return torch.cat(found)
 
 
-def _check_classic(model: Model, options: dict[str, Any]) -> None:
+def _check_classic(model: Model, train: Samples, options: dict[str, Any]) -> None:
     if model.likelihood == "none":
         raise ConfigError(f"nll: a {type(model).__name__} has no likelihood that can be evaluated")
+    if model.levels not in (None, LEVELS) or (model.levels is not None and not train.is_image):
+        raise ConfigError(
+            f"nll: this {type(model).__name__} gives probabilities of {model.levels} levels, and the data has "
+            f"{f'{LEVELS} levels' if train.is_image else 'none'}: choose another law of x (its field `decoder`, say)"
+        )
     for name, value in options.items():
         if value is not None:
             raise ConfigError(f"{name}: given, but a {type(model).__name__}'s likelihood takes none; leave it out")
@@ -171,7 +176,7 @@ def nll(
     if tuple(model.shape) != train.shape:
         raise ConfigError(f"nll: the model's samples have shape {tuple(model.shape)}, the data's {train.shape}")
     if isinstance(model, Model):
-        _check_classic(model, flow | {"probes": probes, "draws": draws})
+        _check_classic(model, train, flow | {"probes": probes, "draws": draws})
     d = math.prod(train.shape)
     small = d <= SMALL
     draws = draws if draws is not None else 256 if small else 64
@@ -210,8 +215,9 @@ def nll(
         keys: dict[str, Any] = {"cond": cond if told else None, "batch_size": batch_size}
         spread = x if levels is None else dequantise(x, levels=levels, seed=seed)
         if isinstance(model, Model):
-            name, bins = model.likelihood, None if model.bytes else levels
-            mass = _classic(model, x if model.bytes else spread, seed, batch_size, says(f"{name}, {split}"))
+            name, bins = model.likelihood, levels if model.levels is None else None
+            given = spread if model.levels is None else x
+            mass = _classic(model, given, seed, batch_size, says(f"{name}, {split}"))
             add(name, split, volume - mass if levels is None else bits_per_dim(mass, train.shape, levels=bins))
             continue
         density = log_prob(model, spread, probes=probes, progress=says(f"flow, {split}"), **keys, **flow).value
