@@ -78,7 +78,7 @@ def diagnose(model: VAE, x: Tensor, *, seed: int = 0) -> Diagnosis:
         seed: of the codes, one for each row.
     """
     q = model.encode(x)
-    eps = noise.normal(seed, torch.arange(len(x), device=x.device), (model.latent,), domain="probe", dtype=x.dtype)
+    eps = noise.normal(seed, torch.arange(len(x), device=x.device), (model.size,), domain="probe", dtype=x.dtype)
     z = q.at(eps)
     told = q.log_prob(z) - log_aggregate(z, q)
     kl = q.kl(Diagonal.standard(eps)).mean(0)

@@ -65,7 +65,7 @@ class Decoder(nn.Module):
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x | z) in nats of x (B, *shape), z (B, latent): (B,)."""
-        out = self.net(z)
+        out = self.net(z).to(x.dtype)  # half precision would not tell neighbouring levels apart
         if self.law == "gaussian":
             log_var = self.log_var()
             each = -0.5 * ((x - out[:, 0]).square() * (-log_var).exp() + log_var + math.log(2.0 * math.pi))

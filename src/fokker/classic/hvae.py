@@ -16,9 +16,8 @@ what to change in p(z_i | z_{i+1}): nothing to say is no cost.
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +26,15 @@ from torch.nn.functional import silu
 from .. import noise
 from ..component import recorded
 from ..errors import ConfigError
+from .coded import Coded
 from .coding import Diagonal, expanding, perceptron, reducing
 from .decoders import Decoder, Law, check_options
-from .model import Model
 
 __all__ = ["HVAE"]
 
 
 @recorded
-class HVAE(Model):
+class HVAE(Coded):
     """Codes z_1 to z_L of `latent` numbers each, every conditional a normal law whose moments a network gives.
 
     Args:
@@ -58,7 +57,6 @@ class HVAE(Model):
     """
 
     config: dict[str, object]
-    likelihood: ClassVar[Literal["exact", "bound", "none"]] = "bound"
 
     def __init__(
         self,
@@ -80,7 +78,7 @@ class HVAE(Model):
         check_options("HVAE", decoder, variance, beta, free_bits, samples, latent=smallest, width=width, hidden=hidden)
         if free_bits and encoder == "bottom-up":
             raise ConfigError(f"HVAE.free_bits: given {free_bits} with encoder='bottom-up', which has no KL of a level")
-        self.latent, self.direction, self.affine = latent, encoder, depth == 0
+        self.latent, self.size, self.direction, self.affine = latent, sum(latent), encoder, depth == 0
         self.beta, self.free_bits, self.samples, self.draws = beta, free_bits, samples, draws
         self.reader = reducing(self.shape, hidden, width, depth)
         net = expanding(latent[0], self.shape, Decoder.parts(decoder), width, depth)
@@ -94,18 +92,13 @@ class HVAE(Model):
             perceptron(size, 2 * mine, hidden, depth) for size, mine in zip(inputs, latent, strict=True)
         )
 
-    @property
-    def levels(self) -> int | None:
-        """256 where `log_prob` bounds the log-probability of bytes, 2 of two levels, None where it is of a density."""
-        return self.decoder.levels
-
     def _features(self, x: Tensor) -> Tensor:
         features: Tensor = self.reader(x)
         return features if self.affine else silu(features)
 
     def _given(self, i: int, z: list[Tensor]) -> Diagonal:
         """p(z_{i+1} | z_{i+2})."""
-        return Diagonal.of(self.prior[i](z[i + 1])) if i < len(self.prior) else Diagonal.standard(z[i])
+        return Diagonal.of(self.prior[i](z[i + 1]).to(z[i].dtype)) if i < len(self.prior) else Diagonal.standard(z[i])
 
     def path(self, x: Tensor, eps: Tensor) -> tuple[list[Tensor], list[Diagonal], list[Diagonal]]:
         """One joint sample of q(z | x): codes z_1 to z_L, their laws under q, and under p, each given its neighbour.
@@ -119,14 +112,14 @@ class HVAE(Model):
         q: list[Diagonal] = []
         if self.direction == "bottom-up":
             for i, part in enumerate(parts):
-                q.append(Diagonal.of(self.encoder[i](features if i == 0 else z[i - 1])))
+                q.append(Diagonal.of(self.encoder[i](features if i == 0 else z[i - 1]).to(x.dtype)))
                 z[i] = q[i].at(part)
             return z, q, [self._given(i, z) for i in range(len(z))]
         p: list[Diagonal] = []
         for i in reversed(range(len(z))):
             p.insert(0, self._given(i, z))
             told = torch.cat([features, *z[i + 1 : i + 2]], dim=1)
-            change = Diagonal.of(self.encoder[i](told))
+            change = Diagonal.of(self.encoder[i](told).to(x.dtype))
             law = Diagonal(p[0].mean + change.mean, p[0].log_var + change.log_var)
             q.insert(0, law)
             z[i] = law.at(parts[i])
@@ -147,57 +140,21 @@ class HVAE(Model):
             costs = [mine.kl(given).sum(1) for mine, given in zip(q, p, strict=True)]
         return self.decoder.log_prob(x, z[0]), torch.stack(costs, dim=1)
 
-    def elbo(self, x: Tensor, eps: Tensor) -> Tensor:
-        """Eq. (5), or (4) from below, at one joint sample, (B,): unbiased; as `path`."""
-        reconstruction, costs = self.terms(x, eps)
-        return reconstruction - costs.sum(1)
-
     def log_weight(self, x: Tensor, eps: Tensor) -> Tensor:
         """log p(x, z) - log q(z | x) at one joint sample, (B,); as `path`."""
         reconstruction, costs = self.terms(x, eps, ratio=True)
         return reconstruction - costs.sum(1)
 
-    def importance_bound(self, x: Tensor, k: int, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:
-        """E log of the mean of k weights, (B,): unbiased for a bound that never falls with k; as `VAE`'s."""
-        return self._weighted(x, k, seed, 0, indices, "probe")
-
-    def _weighted(self, x: Tensor, k: int, seed: int, first: int, indices: Tensor | None, domain: str) -> Tensor:
-        logs = [self.log_weight(x, self._noise(x, seed, first + i, indices, domain)) for i in range(k)]
-        return torch.stack(logs).logsumexp(0) - math.log(k)
-
-    def _noise(self, x: Tensor, seed: int, draw: int, indices: Tensor | None, domain: str) -> Tensor:
-        indices = torch.arange(len(x)) if indices is None else indices
-        return noise.normal(seed, indices.to(x.device), (sum(self.latent),), draw=draw, domain=domain, dtype=x.dtype)
-
-    def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
-        """beta times the codes' costs less log p(x | z_1), or minus the importance-weighted bound, in nats."""
-        if self.samples > 1:
-            return -self._weighted(x, self.samples, seed, step << 8, positions, "training")
-        reconstruction, costs = self.terms(x, self._noise(x, seed, step << 8, positions, "training"))
-        costs = costs.clamp(min=self.free_bits) if self.free_bits else costs  # from below they may be negative
-        return self.beta * costs.sum(1) - reconstruction
-
-    def log_prob(self, x: Tensor, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:
-        """The ELBO by one joint sample for each row, or the importance-weighted bound with k = `samples`.
-
-        Raises:
-            ConfigError: values to which the decoder gives no probability, such as no bytes.
-        """
-        self.decoder.check(x)
-        if self.samples > 1:
-            return self.importance_bound(x, self.samples, seed=seed, indices=indices)
-        return self.elbo(x, self._noise(x, seed, 0, indices, "probe"))
-
     def reconstruct(self, x: Tensor) -> Tensor:
         """The decoder's centre at the codes' means, each given the mean of its neighbour: (B, *shape)."""
-        z, _, _ = self.path(x, x.new_zeros(len(x), sum(self.latent)))
+        z, _, _ = self.path(x, x.new_zeros(len(x), self.size))
         return self.decoder.centre(z[0])
 
     def draw(self, indices: Tensor, seed: int) -> Tensor:
         """z_L of its prior, then z_{L-1} down to z_1, decoded; see `draws`."""
         weight = next(self.parameters())
         indices = indices.to(weight.device)
-        eps = noise.normal(seed, indices, (sum(self.latent),), domain="prior", dtype=weight.dtype)
+        eps = noise.normal(seed, indices, (self.size,), domain="prior", dtype=weight.dtype)
         z = list(torch.split(eps, list(self.latent), dim=1))
         for i in reversed(range(len(z))):
             z[i] = self._given(i, z).at(z[i])

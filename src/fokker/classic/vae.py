@@ -2,31 +2,27 @@ r"""The variational autoencoder: a decoder p(x | z) of a normal code z, and an e
 
     (1)  ELBO(x) = E_q[log p(x | z)] - KL(q(z | x) | N(0, I)) = log p(x) - KL(q(z | x) | p(z | x)) <= log p(x)
     (2)  z = mu(x) + sigma(x) eps,     KL = 1/2 sum_j (mu_j^2 + sigma_j^2 - 1 - log sigma_j^2)
-    (3)  IWAE_k(x) = E log 1/k sum_i p(x | z_i) N(z_i; 0, I) / q(z_i | x): the ELBO at k = 1, never falls with k, and
-         log p(x) in the limit
 
-Sources: Kingma and Welling 2013; book Sec. 2.1, Eq. 2.1.1; Burda et al. 2015 (3).
+Sources: Kingma and Welling 2013; book Sec. 2.1, Eq. 2.1.1.
 """
 
 from __future__ import annotations
 
-import math
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from .. import noise
 from ..component import recorded
+from .coded import Coded
 from .coding import Diagonal, expanding, reducing
 from .decoders import Decoder, Law, check_options
-from .model import Model
 
 __all__ = ["VAE"]
 
 
 @recorded
-class VAE(Model):
+class VAE(Coded):
     """Codes z ~ N(0, I) of `latent` numbers, decoded by a network; the encoder gives mu(x) and log sigma^2(x).
 
     Pictures (three axes) have convolutional networks, everything else perceptrons.
@@ -43,7 +39,7 @@ class VAE(Model):
         beta: weight of the KL in the loss (Higgins et al. 2017); densities are always those of beta = 1.
         free_bits: nats of each code number's KL, in every sample, that cost nothing more (after Kingma et al. 2016):
             against collapse. Densities are those of 0.
-        samples: above 1, k of the importance-weighted bound (3), which is then the loss and `log_prob`.
+        samples: above 1, k of the importance-weighted bound, which is then the loss and `log_prob`.
         draws: "mean": a draw is the decoder's centre, as pictures are shown; "sample": drawn from p(x | z), which is
             the model's law.
 
@@ -52,7 +48,6 @@ class VAE(Model):
     """
 
     config: dict[str, object]
-    likelihood: ClassVar[Literal["exact", "bound", "none"]] = "bound"
 
     def __init__(
         self,
@@ -69,19 +64,14 @@ class VAE(Model):
     ) -> None:
         super().__init__(shape)
         check_options("VAE", decoder, variance, beta, free_bits, samples, latent=latent, width=width)
-        self.latent, self.beta, self.free_bits, self.samples, self.draws = latent, beta, free_bits, samples, draws
+        self.size, self.beta, self.free_bits, self.samples, self.draws = latent, beta, free_bits, samples, draws
         self.encoder = reducing(self.shape, 2 * latent, width, depth)
         net = expanding(latent, self.shape, Decoder.parts(decoder), width, depth)
         self.decoder = Decoder(net, decoder, variance)
 
-    @property
-    def levels(self) -> int | None:
-        """256 where `log_prob` bounds the log-probability of bytes, 2 of two levels, None where it is of a density."""
-        return self.decoder.levels
-
     def encode(self, x: Tensor) -> Diagonal:
         """q(z | x) of x (B, *shape): its means and log-variances, (B, latent)."""
-        return Diagonal.of(self.encoder(x))
+        return Diagonal.of(self.encoder(x).to(x.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
         """The decoder's centre (B, *shape) of z (B, latent): its mean, of bytes the logistic law's."""
@@ -101,55 +91,14 @@ class VAE(Model):
         q = self.encode(x)
         return self.decoder.log_prob(x, q.at(eps)), q.kl(Diagonal.standard(eps))
 
-    def elbo(self, x: Tensor, eps: Tensor) -> Tensor:
-        """Eq. (1) with its mean over z replaced by the value at mu + sigma eps: (B,), unbiased; as `terms`."""
-        reconstruction, kl = self.terms(x, eps)
-        return reconstruction - kl.sum(1)
-
     def log_weight(self, x: Tensor, eps: Tensor) -> Tensor:
-        """log p(x | z) p(z) / q(z | x) at z = mu + sigma eps, (B,): the summand of Eq. (3); as `terms`."""
+        """log p(x | z) p(z) / q(z | x) at z = mu + sigma eps, (B,)."""
         q = self.encode(x)
         z = q.at(eps)
         return self.decoder.log_prob(x, z) + Diagonal.standard(z).log_prob(z) - q.log_prob(z)
 
-    def importance_bound(self, x: Tensor, k: int, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:
-        """Eq. (3) with k codes for each row, (B,): unbiased for the bound, which is below log p(x).
-
-        Args:
-            x: data (B, *shape).
-            k: how many codes, 1 or more; k = 1 is a noisier estimate of the ELBO than `log_prob`.
-            seed, indices: key of the codes, as in `log_prob`.
-        """
-        return self._weighted(x, k, seed, 0, indices, "probe")
-
-    def _weighted(self, x: Tensor, k: int, seed: int, first: int, indices: Tensor | None, domain: str) -> Tensor:
-        logs = [self.log_weight(x, self._noise(x, seed, first + i, indices, domain)) for i in range(k)]
-        return torch.stack(logs).logsumexp(0) - math.log(k)
-
-    def _noise(self, x: Tensor, seed: int, draw: int, indices: Tensor | None, domain: str) -> Tensor:
-        indices = torch.arange(len(x)) if indices is None else indices
-        return noise.normal(seed, indices.to(x.device), (self.latent,), draw=draw, domain=domain, dtype=x.dtype)
-
-    def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
-        """beta KL - log p(x | z), or minus Eq. (3) where `samples` is above 1, in nats."""
-        if self.samples > 1:
-            return -self._weighted(x, self.samples, seed, step << 8, positions, "training")
-        reconstruction, kl = self.terms(x, self._noise(x, seed, step << 8, positions, "training"))
-        return self.beta * kl.clamp(min=self.free_bits).sum(1) - reconstruction
-
-    def log_prob(self, x: Tensor, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:
-        """The ELBO by one code for each row, or Eq. (3) with k = `samples`.
-
-        Raises:
-            ConfigError: values to which the decoder gives no probability, such as no bytes.
-        """
-        self.decoder.check(x)
-        if self.samples > 1:
-            return self.importance_bound(x, self.samples, seed=seed, indices=indices)
-        return self.elbo(x, self._noise(x, seed, 0, indices, "probe"))
-
     def draw(self, indices: Tensor, seed: int) -> Tensor:
         """Decoded codes of the prior; see `draws`."""
         weight = next(self.parameters())
-        z = noise.normal(seed, indices.to(weight.device), (self.latent,), domain="prior", dtype=weight.dtype)
+        z = noise.normal(seed, indices.to(weight.device), (self.size,), domain="prior", dtype=weight.dtype)
         return self.decode(z) if self.draws == "mean" else self.decoder.draw(z, seed, indices.to(weight.device))
