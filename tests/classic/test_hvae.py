@@ -56,6 +56,7 @@ def test_elbo_is_that_of_the_chain(law: LinearChain, encoder: str) -> None:
     model = linear_hvae(law, encoder)
     for ratio in (None, True, False):
         torch.testing.assert_close(expected(model, X, ratio), law.elbo(X), rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.reconstruct(X), law.down[0].mean(law.up[0].mean(X)), rtol=0, atol=1e-12)
     if encoder == "top-down":  # the KL of each level by itself, z_1's first
         points, chances = hermite(len(model.latent))
         costs = sum(w * model.terms(X, e.expand(3, -1))[1] for e, w in zip(points, chances, strict=True))
@@ -175,6 +176,9 @@ def test_pictures_and_kind() -> None:
     gradients = torch.autograd.grad(model.losses(x).sum(), list(model.parameters()))
     dead = [name for (name, _), g in zip(model.named_parameters(), gradients, strict=True) if not float(g.abs().max())]
     assert all(".inner." in name for name in dead)  # what a block adds starts at 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model.log_prob(x).detach()
+    assert low.dtype == torch.float32 and float((low / model.log_prob(x).detach() - 1.0).abs().max()) < 0.02
     written = HVAE((1, 8, 8), decoder="bytes", depth=1)
     assert (written.levels, model.levels) == (256, None)
     with pytest.raises(ConfigError, match="not one of 256 levels"):

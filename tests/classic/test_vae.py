@@ -91,6 +91,10 @@ def test_gaussian_and_bernoulli_against_torch() -> None:
     soft = (p * coin.log_prob(torch.ones_like(p)) + (1 - p) * coin.log_prob(torch.zeros_like(p))).sum((1, 2))
     found = Decoder(Says(m), "bernoulli", None).log_prob(2 * p - 1, z)
     torch.testing.assert_close(found, soft, rtol=0, atol=1e-12)
+    centres = [Decoder(Says(m, m), law, None).centre(z)[0] for law in ("gaussian", "bernoulli", "bytes")]  # type: ignore[arg-type]
+    for centre, by_hand in zip(centres, (m, coin.mean * 2 - 1, m.clamp(-1, 1)), strict=True):
+        torch.testing.assert_close(centre, by_hand, rtol=0, atol=1e-12)
+    assert float(m.abs().max()) > 1.0
 
 
 def test_draws_follow_the_decoders_law() -> None:
@@ -239,7 +243,7 @@ def test_kl_splits_into_information_and_aggregate() -> None:
     aggregate = float((log_q.exp() * (log_q - log_p)).sum() * dz)
     kl = float(CODES.kl(Diagonal.standard(CODES.mean)).mean())
     assert abs(kl - information - aggregate) < 1e-8 and 0.3 < information < math.log(3.0)
-    model = VAE(shape=(1,), latent=1, depth=0).double()
+    model = VAE(shape=(1,), latent=1, depth=0).double().requires_grad_(False)
 
     def diagnosed(scale: float, offset: float, log_var: float) -> tuple[object, float, float]:
         set_affine(last(model.encoder), torch.tensor([[scale], [0.0]]), torch.tensor([offset, log_var]))
@@ -247,7 +251,7 @@ def test_kl_splits_into_information_and_aggregate() -> None:
         codes = model.encode(DATA)
         at = torch.stack([Diagonal(m, v).log_prob(z) for m, v in zip(codes.mean, codes.log_var, strict=True)])
         mixed = log_aggregate(z, codes)
-        told = float((at.exp() * (at - mixed)).detach().sum() * dz / 3)
+        told = float((at.exp() * (at - mixed)).sum() * dz / 3)
         return found, told, float(codes.kl(Diagonal.standard(codes.mean)).sum(1).mean())
 
     found, told, total = diagnosed(0.9, 0.1, -1.0)
@@ -320,6 +324,9 @@ def test_pictures_are_learnt() -> None:
         found, expected = model.reconstruct(test_x), test_x
     assert float((found - expected).square().mean()) < 0.6 * float((expected - expected.mean(0)).square().mean())
     assert float(model.sample(8).abs().max()) <= 1.0
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # networks in half precision, laws in full
+        low = model.log_prob(test_x[:50]).detach()
+    assert low.dtype == torch.float32 and float((low / bound[:50] - 1.0).abs().mean()) < 0.02
     with pytest.raises(ConfigError, match="not one of 256 levels"):
         model.log_prob(test_x + 0.001)
 
