@@ -35,7 +35,9 @@ KINDS: dict[str, dict[str, str]] = {
         "custom": "fokker.process:Custom",
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
-    "model": {},
+    "model": {
+        "energy": "fokker.classic:Energy",
+    },
     "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet", "dit": "fokker.nets:DiT"},
     "autoencoder": {"conv": "fokker.nets:Autoencoder"},
     "exact": {
@@ -61,6 +63,7 @@ KINDS: dict[str, dict[str, str]] = {
         "log-normal": "fokker.objectives:LogNormal",
         "adaptive": "fokker.objectives:Adaptive",
         "learned": "fokker.objectives:LearnedTimes",
+        "levels": "fokker.objectives:Levels",
     },
     "ema": {"constant": "fokker.train:Constant", "power": "fokker.train:Power"},
     "objective": {"denoising": "fokker.objectives:Denoising"},
