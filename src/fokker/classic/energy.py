@@ -119,11 +119,10 @@ class Energy(Model):
             ):
                 self.register_buffer(name, buffer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """E(x), (B,), of x (B, *shape); without the constant that only Z knows."""
-        value: Tensor = self.net(x).flatten()
-        whole: Tensor = value + self.base(x)
-        return whole
+    def energy(self, x: Tensor) -> Tensor:
+        """E(x), (B,), of x (B, *shape)."""
+        tilt: Tensor = self.net(x).flatten()
+        return tilt + self.base(x)
 
     def base(self, x: Tensor) -> Tensor:
         """The energy |x|^2 / (2 b^2) of the broad law, (B,)."""
@@ -131,7 +130,7 @@ class Energy(Model):
 
     def score(self, x: Tensor) -> Tensor:
         """-grad E(x), of the shape of x: a gradient field, unlike a free network's."""
-        return -gradient(self, x)
+        return -gradient(self.energy, x)
 
     def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
         rows = torch.arange(len(x), device=x.device) if positions is None else positions.to(x.device)
@@ -154,18 +153,17 @@ class Energy(Model):
 
     def _contrast(self, x: Tensor, y: Tensor) -> Tensor:
         """Eq. (2), with each row's own y, or the mean over other y."""
-        up, down = self(x), self(y)
+        up, down = self.energy(x), self.energy(y)
         if self.penalty:
             up, down = up + self.penalty * up.square(), down - self.penalty * down.square()
-        loss: Tensor = up - (down if self.objective == "cd" else down.mean())
-        return loss
+        return up - (down if self.objective == "cd" else down.mean())
 
     def _moved(self, x: Tensor, seed: int, indices: Tensor, step: int) -> Tensor:
         """x after the chains' moves at training step `step`, detached."""
         keys: dict[str, Any] = {"steps": self.steps, "eta": self.eta, "seed": seed, "indices": indices}
         keys |= {"start": step << 8, "domain": "training"}
         x = x.detach()
-        return ula(self.score, x, **keys).x if self.move == "ula" else mala(self, x, **keys).x
+        return ula(self.score, x, **keys).x if self.move == "ula" else mala(self.energy, x, **keys).x
 
     def _persist(self, seed: int, step: int, positions: Tensor) -> Tensor:
         """The chains, all of them moved; kept while training."""
@@ -189,7 +187,7 @@ class Energy(Model):
         def gap(x: Tensor) -> Tensor:
             z = ((x - self.mean) / std).flatten(1)
             log_q = -0.5 * z.square().sum(1) - std.log().sum() - 0.5 * z.shape[1] * math.log(2.0 * math.pi)
-            return -self(x) - self.log_z - log_q
+            return -self.energy(x) - self.log_z - log_q
 
         return softplus(-gap(x)) + softplus(gap(y))
 
@@ -202,7 +200,7 @@ class Energy(Model):
         # Curvatures add, so that their inverses, the step sizes, do it harmonically.
         etas = [1.0 / (beta / self.eta + (1.0 - beta) / (0.5 * self.broad**2)) for beta in betas]
         keys: dict[str, Any] = {"steps": self.draw_steps, "eta": etas, "seed": seed, "indices": indices}
-        return parallel_tempering(self, x, betas=betas, base=self.base, **keys).x
+        return parallel_tempering(self.energy, x, betas=betas, base=self.base, **keys).x
 
     def log_partition(self) -> Tensor:
         """log Z on the grid, () float64; differentiable in the parameters.
@@ -218,9 +216,9 @@ class Energy(Model):
             )
         reach, first = REACH * self.broad, next(self.parameters())
         grid = Grid((-reach,) * d, (reach,) * d, (self.cells,) * d)
-        energy = lambda x: self(x.reshape(-1, *self.shape)).double()  # noqa: E731
+        energy = lambda x: self.energy(x.reshape(-1, *self.shape)).double()  # noqa: E731
         return log_partition(energy, grid, dtype=first.dtype, device=str(first.device))
 
     def log_prob(self, x: Tensor, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:
         """log p(x) = -E(x) - log Z, exact up to the grid (B,). Raises ConfigError above two dimensions."""
-        return (-self.log_partition() - self(x)).to(torch.promote_types(x.dtype, torch.float32))
+        return (-self.log_partition() - self.energy(x)).to(torch.promote_types(x.dtype, torch.float32))
