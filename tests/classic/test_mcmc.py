@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,7 @@ def test_noise_c_gives_p_to_the_power_1_over_c2() -> None:
         first, second = ((p * nodes**k).sum() / p.sum() for k in (2, 4))
         x = ula(lambda x: -(x**3), torch.full((n, 1), 0.7, dtype=F64), steps=150, eta=0.01, noise_scale=c, seed=2).x
         se = float((second - first**2).sqrt()) / math.sqrt(n)
-        assert abs(float(x.square().mean() - first)) < 4 * se + 0.01 * float(
-            first
-        )  # O(eta) of its own; c = 1 is 20 off
+        assert abs(float(x.square().mean() - first)) < 4 * se + 0.01 * float(first)  # O(eta) of its own
     sunk = ula(lambda x: (2.0 - x) / 0.5, start(5, 1), steps=200, eta=0.1, noise_scale=0.0).x
     torch.testing.assert_close(sunk, torch.full_like(sunk, 2.0))
 
@@ -130,7 +129,7 @@ def test_leapfrog_is_reversible_keeps_volume_and_nearly_energy() -> None:
         y, q = leapfrog(quartic, x, p, size=1.0 / leaps, leaps=leaps)
         gap = quartic(y) + q.square().sum(1) / 2 - quartic(x) - p.square().sum(1) / 2
         errors.append(float(gap.abs().mean()))
-    assert all(1.9 < math.log2(a / b) < 2.1 for a, b in zip(errors, errors[1:], strict=False))
+    assert all(1.9 < math.log2(a / b) < 2.1 for a, b in pairwise(errors))
     turn = 0.3  # one step on U = x^2 / 2: x' = (1 - h^2/2) x + h p, p' = (1 - h^2/2) p - h (1 - h^2/4) x
     y, q = leapfrog(lambda x: x.square().sum(1) / 2, x, p, size=turn)
     torch.testing.assert_close(y, (1 - turn**2 / 2) * x + turn * p)
