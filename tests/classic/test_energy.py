@@ -202,8 +202,8 @@ def test_score_matching_has_minus_the_laplacian() -> None:
         model = bell("score-matching", mean=0.0, variance=v)
         loss = model.losses(x)
         torch.testing.assert_close(loss, torch.full_like(loss, -1 / v + 1 / (2 * v**2)), rtol=1e-11, atol=1e-12)
-        right.append(float(loss.mean()))
-        printed.append(float((loss - 2 * divergence(model.score, x).value).mean()))
+        right.append(float(loss.detach().mean()))
+        printed.append(float((loss - 2 * divergence(model.score, x).value).detach().mean()))
     assert min(right) == right[variances.index(1.0)] == pytest.approx(-0.5, abs=1e-12)
     assert all(a > b for a, b in pairwise(printed))
     sliced = bell("sliced", mean=0.3, variance=0.7).losses(x)  # in one dimension signs tell all
@@ -249,6 +249,7 @@ def test_persistent_chains_persist() -> None:
     model.losses(x, seed=1, step=4, positions=torch.arange(8, 16))  # another part of the batch: other draws
     other = mala(model.energy, moved, steps=3, eta=0.2, seed=1, start=4 << 8, domain="training").x
     assert not torch.equal(model.chains, other)
+    assert model.alone and not network(objective="cd").alone
     model.eval()
     kept = model.chains.clone()
     model.losses(x, seed=1, step=5)
@@ -333,7 +334,7 @@ def test_descent_finds_the_truth(objective: str) -> None:
 
 def test_draws() -> None:
     """Two modes 14 deviations apart by tempering, .2 and .8 within 4 standard errors; each draw its own."""
-    model = Energy((1,), broad=3.0, eta=0.1, levels=6, draw_steps=100).double()
+    model = Energy((1,), broad=3.0, eta=0.1, replicas=6, draw_steps=100).double()
     model.net = Modes(0.2, (-2.8, 2.8), 0.16, 3.0, 0.0)
     x = model.sample(400, seed=4)
     share = float((x > 0).double().mean())
@@ -344,7 +345,7 @@ def test_draws() -> None:
     few = model.sample(indices=[3, 77], seed=4)
     torch.testing.assert_close(few, x[[3, 77]], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(model.sample(indices=[3, 77], seed=5), few)
-    plain = Energy((1,), broad=3.0, eta=0.1, levels=1, draw_steps=30).double()
+    plain = Energy((1,), broad=3.0, eta=0.1, replicas=1, draw_steps=30).double()
     plain.net = model.net
     start = 3.0 * noise.normal(4, torch.arange(400), (1,), domain="prior", dtype=F64)
     want = mala(plain.energy, start, steps=30, eta=0.1, seed=4).x
@@ -367,7 +368,7 @@ def test_what_a_recipe_and_a_file_say() -> None:
     assert spec(build("model", written)) == written
     for bad in (
         {"width": 0}, {"depth": 0}, {"objective": "mle"}, {"broad": 0.0}, {"steps": 0}, {"steps": 201}, {"eta": -1.0},
-        {"move": "hmc"}, {"chains": 0}, {"penalty": -0.1}, {"sigma": 0.0}, {"levels": 0}, {"draw_steps": 0},
+        {"move": "hmc"}, {"chains": 0}, {"penalty": -0.1}, {"sigma": 0.0}, {"replicas": 0}, {"draw_steps": 0},
         {"cells": 1},
     ):  # fmt: skip
         (name,) = bad

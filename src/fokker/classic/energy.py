@@ -55,8 +55,8 @@ class Energy(Model):
         chains: how many persist ("pcd").
         penalty: times E(x)^2 + E(chain)^2, added to "pcd" and "cd": keeps energies small.
         sigma: blur of "dsm", > 0.
-        levels: of parallel tempering between N(0, b^2 I) and p in `draw`; 1 is plain MALA, which seldom leaves a mode.
-        draw_steps: moves of every level in `draw`.
+        replicas: of parallel tempering between N(0, b^2 I) and p in `draw`; 1 is MALA, which seldom leaves a mode.
+        draw_steps: moves of every replica in `draw`.
         cells: of the grid along each axis in `log_prob`, over |x_i| <= 6 b.
 
     Raises:
@@ -84,14 +84,14 @@ class Energy(Model):
         chains: int = 512,
         penalty: float = 0.0,
         sigma: float = 0.1,
-        levels: int = 6,
+        replicas: int = 6,
         draw_steps: int = 300,
         cells: int = 256,
     ) -> None:
         super().__init__(shape)
         least: dict[str, tuple[float, float]] = {
-            "width": (width, 1), "depth": (depth, 1), "steps": (steps, 1), "chains": (chains, 1), "levels": (levels, 1),
-            "draw_steps": (draw_steps, 1), "cells": (cells, 2), "penalty": (penalty, 0),
+            "width": (width, 1), "depth": (depth, 1), "steps": (steps, 1), "chains": (chains, 1), "cells": (cells, 2),
+            "replicas": (replicas, 1), "draw_steps": (draw_steps, 1), "penalty": (penalty, 0),
         }  # fmt: skip
         for name, (value, low) in least.items():
             if value < low:
@@ -103,7 +103,7 @@ class Energy(Model):
             raise ConfigError(f"Energy.steps: given {steps}, must be at most {MOVES}")
         self.objective, self.move, self.steps, self.eta = objective, move, steps, eta
         self.broad, self.penalty, self.sigma = broad, penalty, sigma
-        self.levels, self.draw_steps, self.cells = levels, draw_steps, cells
+        self.replicas, self.draw_steps, self.cells = replicas, draw_steps, cells
         sizes = [math.prod(self.shape)] + [width] * depth
         layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.SiLU())]
         self.net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 1, bias=False))
@@ -118,6 +118,11 @@ class Energy(Model):
                 ("square", torch.ones(shape)),
             ):
                 self.register_buffer(name, buffer)
+
+    @property
+    def alone(self) -> bool:  # type: ignore[override]
+        """Chains and the moments of all batches are kept by one process."""
+        return self.objective in ("pcd", "nce")
 
     def energy(self, x: Tensor) -> Tensor:
         """E(x), (B,), of x (B, *shape)."""
@@ -167,7 +172,7 @@ class Energy(Model):
 
     def _persist(self, seed: int, step: int, positions: Tensor) -> Tensor:
         """The chains, all of them moved; kept while training."""
-        # Parts of one batch, and processes, move them by different draws.
+        # Parts of one batch move them by different draws.
         indices = torch.arange(len(self.chains), device=positions.device) + len(self.chains) * positions[0]
         moved = self._moved(self.chains.clone(), seed, indices, step)
         if self.training:
@@ -196,7 +201,7 @@ class Energy(Model):
         indices = indices.to(next(self.parameters()).device)
         dtype = next(self.parameters()).dtype
         x = self.broad * noise.normal(seed, indices, self.shape, domain="prior", dtype=dtype)
-        betas = [(1.0 - k / max(1, self.levels - 1)) ** 2 for k in range(self.levels)]
+        betas = [(1.0 - k / max(1, self.replicas - 1)) ** 2 for k in range(self.replicas)]
         # Curvatures add, so that their inverses, the step sizes, do it harmonically.
         etas = [1.0 / (beta / self.eta + (1.0 - beta) / (0.5 * self.broad**2)) for beta in betas]
         keys: dict[str, Any] = {"steps": self.draw_steps, "eta": etas, "seed": seed, "indices": indices}
