@@ -38,6 +38,7 @@ KINDS: dict[str, dict[str, str]] = {
     "model": {
         "vae": "fokker.classic:VAE",
         "hvae": "fokker.classic:HVAE",
+        "energy": "fokker.classic:Energy",
     },
     "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet", "dit": "fokker.nets:DiT"},
     "autoencoder": {"conv": "fokker.nets:Autoencoder"},
@@ -64,6 +65,7 @@ KINDS: dict[str, dict[str, str]] = {
         "log-normal": "fokker.objectives:LogNormal",
         "adaptive": "fokker.objectives:Adaptive",
         "learned": "fokker.objectives:LearnedTimes",
+        "levels": "fokker.objectives:Levels",
     },
     "ema": {"constant": "fokker.train:Constant", "power": "fokker.train:Power"},
     "objective": {"denoising": "fokker.objectives:Denoising"},

@@ -2,23 +2,41 @@
 
 from .aggregate import Diagnosis, diagnose, log_aggregate, optimal_decoder
 from .coding import Diagonal
+from .density import curl, log_density_along, log_partition
+from .energy import Energy
 from .hvae import HVAE
 from .linear_gaussian import Affine, LinearChain, Terms, ddpm_chain, ppca
+from .mcmc import Chains, hmc, leapfrog, mala, parallel_tempering, ula
 from .model import Model
+from .ncsn import annealing, level_floors, level_losses, sigmas
 from .vae import VAE
 
 __all__ = [
     "HVAE",
     "VAE",
     "Affine",
+    "Chains",
     "Diagnosis",
     "Diagonal",
+    "Energy",
     "LinearChain",
     "Model",
     "Terms",
+    "annealing",
+    "curl",
     "ddpm_chain",
     "diagnose",
+    "hmc",
+    "leapfrog",
+    "level_floors",
+    "level_losses",
     "log_aggregate",
+    "log_density_along",
+    "log_partition",
+    "mala",
     "optimal_decoder",
+    "parallel_tempering",
     "ppca",
+    "sigmas",
+    "ula",
 ]

@@ -1,7 +1,7 @@
 """Objectives: what turns a model and a batch into a loss; each owns its weighting and its time sampler."""
 
 from .denoising import Denoising, Terms
-from .times import Adaptive, LearnedTimes, LogitNormal, LogNormal, TimeLaw, UniformTimes
+from .times import Adaptive, LearnedTimes, Levels, LogitNormal, LogNormal, TimeLaw, UniformTimes
 from .weighting import (
     SNR,
     EDMMonotone,
@@ -22,6 +22,7 @@ __all__ = [
     "EDMMonotone",
     "EDMWeight",
     "LearnedTimes",
+    "Levels",
     "Likelihood",
     "LogNormal",
     "LogitNormal",

@@ -24,7 +24,7 @@ from ..prediction import Denoiser, coefficients, reading
 from ..process import Process, expand
 from ..registry import resolves
 from .learned import AdaptiveLaw, StepLaw, surrogate
-from .times import LogNormal, TimeLaw, UniformTimes
+from .times import Levels, LogNormal, TimeLaw, UniformTimes
 from .weighting import EDMWeight, Sigma2, Uniform, Weight
 
 __all__ = ["Denoising", "Terms"]
@@ -83,6 +83,12 @@ class Denoising:
     def dsm(cls, **changes: Any) -> Denoising:
         """Denoising score matching: the score, weight sigma^2, uniform times (Song & Ermon 2019; book Eq. 4.2.1)."""
         defaults: dict[str, Any] = {"predict": "score", "weight": Sigma2(), "times": UniformTimes()}
+        return cls(**defaults | changes)
+
+    @classmethod
+    def ncsn(cls, levels: int = 10, **changes: Any) -> Denoising:
+        """The score at geometric noise levels, each as likely, weight sigma^2 (Song & Ermon 2019; book Eq. 3.4.1)."""
+        defaults: dict[str, Any] = {"predict": "score", "weight": Sigma2(), "times": Levels(levels)}
         return cls(**defaults | changes)
 
     @classmethod
