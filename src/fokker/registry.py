@@ -35,7 +35,10 @@ KINDS: dict[str, dict[str, str]] = {
         "custom": "fokker.process:Custom",
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
-    "model": {},
+    "model": {
+        "autoregressive": "fokker.classic:Autoregressive",
+        "gan": "fokker.classic:GAN",
+    },
     "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet", "dit": "fokker.nets:DiT"},
     "autoencoder": {"conv": "fokker.nets:Autoencoder"},
     "exact": {
