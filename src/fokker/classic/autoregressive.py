@@ -29,6 +29,8 @@ __all__ = ["Autoregressive"]
 
 LEAST = 1e-3
 """The smallest standard deviation of a component: without it the density of repeated numbers has no bound."""
+SPREAD = 1.5
+"""Where the outermost means of a new mixture are."""
 
 
 class _Masked(nn.Linear):
@@ -96,6 +98,9 @@ class Autoregressive(Model):
         self.numbers = levels or 3 * components  # that make up one conditional
         outputs = inputs.repeat_interleave(self.numbers)
         self.last = _Masked((outputs[:, None] > before).float())
+        if components > 1:  # apart from the start: components that start alike learn alike
+            with torch.no_grad():
+                self.last.bias.view(self.dim, 3, components)[:, 1] = torch.linspace(-SPREAD, SPREAD, components)
 
     def _hidden(self, x: Tensor) -> Tensor:
         for k, layer in enumerate(self.layers):
