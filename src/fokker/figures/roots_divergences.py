@@ -10,7 +10,7 @@ from torch import Tensor
 from ..exact import GaussianMixture
 from . import roots_numbers as numbers
 from .graphs import clear, link, network, scalar, variable
-from .style import BLUE, DARK, GREEN, GREY, LIGHT, ORANGE, PURPLE, RED, new
+from .style import BLUE, DARK, GREEN, GREY, LIGHT, ORANGE, RED, new
 
 __all__ = ["blindness", "cover", "families", "fit"]
 
@@ -117,11 +117,11 @@ FAMILIES = (
 def families() -> Canvas:
     """Fig. 1.2 and Table 1.1."""
     figure, axes = new(size=(10.4, 6.4))
-    clear(axes, 17.0, 10.2)
-    columns = (0.0, 10.6, 13.0, 15.6)
+    clear(axes, 17.2, 10.2)
+    columns = (0.0, 10.6, 12.8, 15.3)
     for x, head in zip(columns, ("family", "likelihood", "trained by", "a sample takes"), strict=True):
         axes.text(x, 9.9, head, fontsize=9, color=GREY, va="center")
-    axes.plot([0.0, 17.0], [9.55, 9.55], color=LIGHT, lw=0.8)
+    axes.plot([0.0, 17.2], [9.55, 9.55], color=LIGHT, lw=0.8)
     for row, words in enumerate(FAMILIES):
         y = 8.75 - 1.6 * row
         for x, word in zip(columns, words, strict=True):
@@ -145,7 +145,7 @@ def _row(axes: Axes, y: float, start: str, net: str, end: str) -> None:
 def _autoregressive(axes: Axes, y: float) -> None:
     places = (3.2, 5.0, 6.8, 8.6)
     for i, x in enumerate(places):
-        variable(axes, x, y - 0.2, f"$x_{i + 1}$", colour=PURPLE)
+        variable(axes, x, y - 0.2, f"$x_{i + 1}$")
         if i:
             link(axes, (places[i - 1] + 0.31, y - 0.2), (x - 0.31, y - 0.2))
         for before in places[: max(0, i - 1)]:
@@ -184,12 +184,11 @@ def _gan(axes: Axes, y: float) -> None:
 
 
 def _diffusion(axes: Axes, y: float) -> None:
-    places, labels = (3.2, 5.6, 8.0, 9.6), ("$x_L$", "$x_{L-1}$", "$x_1$", "$x_0$")
-    for x, label in zip(places, labels, strict=True):
-        variable(axes, x, y, label, size=0.72)
-    for x in (4.4, 6.8):
+    for x, label in ((3.2, "$x_L$"), (5.4, "$x_{L-1}$"), (7.2, "$x_1$"), (9.4, "$x_0$")):
+        variable(axes, x, y, label, size=0.74)
+    for x in (4.3, 8.3):
         network(axes, x, y, "$p_\\phi$", size=0.7)
-    for a, b in ((3.56, 4.05), (4.75, 5.24), (5.96, 6.45), (7.15, 7.64), (8.36, 9.24)):
-        link(axes, (a, y), (b, y), colour=BLUE)
-    for a, b in ((9.6, 8.0), (8.0, 5.6), (5.6, 3.2)):
-        link(axes, (a - 0.1, y - 0.37), (b + 0.1, y - 0.37), bend=-0.22, colour=LIGHT)
+        link(axes, (x - 0.73, y), (x - 0.35, y))
+        link(axes, (x + 0.35, y), (x + 0.73, y))
+        link(axes, (x + 1.0, y - 0.38), (x - 1.0, y - 0.38), bend=-0.2, colour=LIGHT)
+    axes.text(6.3, y, "...", ha="center", va="center", fontsize=13, color=GREY)

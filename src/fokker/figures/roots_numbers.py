@@ -217,6 +217,11 @@ def rate_split(gain: Tensor, std: Tensor) -> Split:
 LEVELS = 1000
 
 
+def ddpm() -> DiscreteVP:
+    """The chain of Ho et al.: 1000 levels, beta^2 from 1e-4 to .02 in the book's letters."""
+    return DiscreteVP(steps=LEVELS)
+
+
 class Chain(NamedTuple):
     """States at levels of a DDPM (K, n, *event): forward from data, reverse to new ones, and what was predicted there.
 
@@ -237,7 +242,7 @@ def picture_chain(levels: Sequence[int], n: int = 4, size: int = 200, stride: in
         levels: increasing multiples of `stride` from 0 to `LEVELS`.
     """
     x, _ = Fashion().load("train").take(torch.arange(size))
-    process, law = DiscreteVP(steps=LEVELS), Empirical(x)  # type: ignore[arg-type]
+    process, law = ddpm(), Empirical(x)  # type: ignore[arg-type]
     forward = diffuse(process, x[:n], [level / LEVELS for level in levels], seed=seed)
     grid = torch.arange(LEVELS, -1, -stride, dtype=F64) / LEVELS
     denoiser = law.denoiser(process)
@@ -275,7 +280,7 @@ def moons_law(pieces: int = 32) -> GaussianMixture:
 
 def cloud_chain(levels: Sequence[int], n: int = 600, stride: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Points of the moons at levels of a DDPM, (K, n, 2): forward from data; reverse, from noise at the last level."""
-    process, law = DiscreteVP(steps=LEVELS), moons_law()
+    process, law = ddpm(), moons_law()
     forward = diffuse(process, law.sample(n, seed), [level / LEVELS for level in levels], seed=seed)
     grid = torch.arange(LEVELS, -1, -stride, dtype=F64) / LEVELS
     _, states = trajectory(law.denoiser(process), n=n, solver=Ancestral(), grid=grid, seed=seed + 1)
@@ -326,5 +331,3 @@ def kernel_gaps(
     """KL from the true reverse kernel to its Gaussians of equal moments and of DDPM's variance, at each beta^2."""
     kernels = [reverse_kernel(law, process, state, s, step_of(process, s, b)) for b in betas2]
     return [(one.kl_matched, one.kl_fixed) for one in kernels]
-
-
