@@ -86,7 +86,7 @@ class Autoregressive(Model):
             raise ConfigError(f"Autoregressive.levels: given {levels}, must be 0 (numbers) or at least 2 (256: bytes)")
         if levels and components != 1:
             raise ConfigError(f"Autoregressive.components: given {components} with levels={levels}, which have 1")
-        self.levels, self.bytes = levels, levels == 256
+        self._levels = levels
         self.dim = math.prod(self.shape)
         inputs = torch.arange(1, self.dim + 1)
         hidden = 1 + torch.arange(width) * max(1, self.dim - 1) // width if depth else inputs
@@ -101,6 +101,11 @@ class Autoregressive(Model):
         if components > 1:  # apart from the start: components that start alike learn alike
             with torch.no_grad():
                 self.last.bias.view(self.dim, 3, components)[:, 1] = torch.linspace(-SPREAD, SPREAD, components)
+
+    @property
+    def levels(self) -> int | None:
+        """How many levels `log_prob` gives probabilities of, or None: densities."""
+        return self._levels or None
 
     def _hidden(self, x: Tensor) -> Tensor:
         for k, layer in enumerate(self.layers):
@@ -125,8 +130,8 @@ class Autoregressive(Model):
         """log p(x_i | x_<i), (B, D)."""
         x = x.flatten(1)
         numbers = self.conditionals(x)
-        if self.levels:
-            v = ((x + 1.0) * (0.5 * (self.levels - 1))).round().long().clamp(0, self.levels - 1)
+        if self._levels:
+            v = ((x + 1.0) * (0.5 * (self._levels - 1))).round().long().clamp(0, self._levels - 1)
             return log_softmax(numbers, -1).gather(-1, v[..., None])[..., 0]
         weights, means, std = self._mixture(numbers)
         z = (x[..., None] - means) / std
@@ -142,8 +147,8 @@ class Autoregressive(Model):
         Raises:
             ConfigError: with `levels`, numbers that are none of them.
         """
-        if self.levels:
-            on_levels(x, self.levels)
+        if self._levels:
+            on_levels(x, self._levels)
         return self._log_probs(x).sum(1)
 
     def draw(self, indices: Tensor, seed: int) -> Tensor:
@@ -155,11 +160,11 @@ class Autoregressive(Model):
         x = torch.zeros(len(indices), self.dim, dtype=like.dtype, device=like.device)
         for i in range(self.dim):
             numbers = self.last.rows(self._hidden(x), slice(i * self.numbers, (i + 1) * self.numbers))
-            logits, means, std = (numbers, None, None) if self.levels else self._mixture(numbers)
+            logits, means, std = (numbers, None, None) if self._levels else self._mixture(numbers)
             total = logits.softmax(-1).cumsum(-1)[:, :-1]
             chosen = (u[:, i, None] > total).sum(-1)  # by the inverse of the distribution function
             if means is None or std is None:
-                x[:, i] = chosen * (2.0 / (self.levels - 1)) - 1.0
+                x[:, i] = chosen * (2.0 / (self._levels - 1)) - 1.0
             else:
                 rows = torch.arange(len(x), device=x.device)
                 x[:, i] = means[rows, chosen] + std[rows, chosen] * eps[:, i]
