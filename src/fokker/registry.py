@@ -39,6 +39,8 @@ KINDS: dict[str, dict[str, str]] = {
         "vae": "fokker.classic:VAE",
         "hvae": "fokker.classic:HVAE",
         "energy": "fokker.classic:Energy",
+        "autoregressive": "fokker.classic:Autoregressive",
+        "gan": "fokker.classic:GAN",
     },
     "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet", "dit": "fokker.nets:DiT"},
     "autoencoder": {"conv": "fokker.nets:Autoencoder"},

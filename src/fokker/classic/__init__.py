@@ -1,9 +1,11 @@
 """The roots: energy models, VAEs, normalising flows, autoregressive models and GANs, on the same data and trainer."""
 
 from .aggregate import Diagnosis, diagnose, log_aggregate, optimal_decoder
+from .autoregressive import Autoregressive
 from .coding import Diagonal
 from .density import curl, log_density_along, log_partition
 from .energy import Energy
+from .gan import GAN
 from .hvae import HVAE
 from .linear_gaussian import Affine, LinearChain, Terms, ddpm_chain, ppca
 from .mcmc import Chains, hmc, leapfrog, mala, parallel_tempering, ula
@@ -12,9 +14,11 @@ from .ncsn import annealing, level_floors, level_losses, sigmas
 from .vae import VAE
 
 __all__ = [
+    "GAN",
     "HVAE",
     "VAE",
     "Affine",
+    "Autoregressive",
     "Chains",
     "Diagnosis",
     "Diagonal",
