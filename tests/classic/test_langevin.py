@@ -491,12 +491,12 @@ def test_gauged_flows_have_the_same_likelihood_and_other_couplings() -> None:
     torch.testing.assert_close(found[0][0], LAW.at(process, process.t_min).log_prob(x), rtol=0, atol=2e-5)
     torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=2e-4)
     assert (found[1][1] - found[0][1]).norm(dim=1).min() > 0.1
-    ends = [fk.sample(d, n=n, solver=Heun(), steps=60, seed=1, dtype=F64) for d in (plain, turned)]
+    ends = [fk.sample(d, n=n, solver=Heun("lam"), steps=50, grid="lam", seed=1, dtype=F64) for d in (plain, turned)]
     for end in ends:
         within(end, LAW.mean, 0.01)
         within((end - LAW.mean)[:, :, None] * (end - LAW.mean)[:, None, :], LAW.cov, 0.02)
     assert float((ends[0] - ends[1]).norm(dim=1).median()) > 0.5
-    noisy = fk.sample(turned, n=n, solver=EulerMaruyama(), steps=150, seed=1, dtype=F64)
+    noisy = fk.sample(turned, n=n, solver=EulerMaruyama(), steps=150, grid="lam", seed=1, dtype=F64)
     within(noisy, LAW.mean, 0.02)
     within((noisy - LAW.mean)[:, :, None] * (noisy - LAW.mean)[:, None, :], LAW.cov, 0.05)
     # E|v + w|^2 = E|v|^2 + E|w|^2: a gauge only costs

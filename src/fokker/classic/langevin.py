@@ -159,7 +159,8 @@ class Gauged:
     """A denoiser whose every sampler draws the same law along other paths: noise <- noise + A noise, Eq. (6).
 
     Its velocity has -g^2/2 A s more, which no marginal p_t sees: same densities, likelihoods and samples in law by any
-    solver, other couplings of noise and data, and more kinetic energy E|v|^2. Its x0 is no posterior mean.
+    solver, other couplings of noise and data, and more kinetic energy E|v|^2. Its x0 is no posterior mean. Pure noise
+    turns by A radians per unit of lam, where steps want to be equal therefore: grid="lam".
 
     Args:
         denoiser: what to turn.

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SETS", "Figure", "draw", "figures_of"]
 
-SETS = {"solvers": "fokker.figures.solvers"}
+SETS = {
+    "solvers": "fokker.figures.solvers",
+    "langevin": "fokker.figures.langevin",
+}
 """The module of every set; its `FIGURES` are drawn, its docstring's first line says what of."""
 
 INDEX = "index.md"
