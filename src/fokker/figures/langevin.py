@@ -53,7 +53,7 @@ FIGURES = (
     ),
     Figure(
         "ladder",
-        f"{VIEW}, Fig. 7: the duality ladder. At every rung the law of the forward chain and that of the reverse chain, "
+        f"{VIEW}, Fig. 7: the duality ladder. At every rung the laws of the forward chain and of the reverse chain, "
         "started from other samples of p_T, are the exact p_t (black): each rung down undoes one rung up.",
         seed.ladder,
     ),
@@ -67,14 +67,15 @@ FIGURES = (
     Figure(
         "two-moons",
         f"{OVERVIEW}, Figs. 2 and 3: the family d_t q = beta Lap q - div(q ((1 + beta) score + x)) from noise to two "
-        "moons (grey: 1000 data points, whose exact score is used), T = 3, tau = .01, 40 starts.",
+        "moons (grey: 1000 data points, whose exact score is used), T = 3, tau = .01, 40 starts; of the three ways "
+        "dots are the starts, stars the ends.",
         more.moons,
     ),
     Figure(
         "no-way-back",
         f"{OVERVIEW}, Figs. 4 and 5: no picture is un-noised. Noise, then the flow or the reverse SDE from there, give "
         "other pictures; encoding by the flow itself can be undone. OU, T = 3; the model is the exact denoiser of 500 "
-        "pictures of clothes.",
+        "pictures of clothes. Encoded are the pictures with noise of std .04, since a data point itself is at rest.",
         more.no_way_back,
     ),
     Figure(
@@ -85,9 +86,9 @@ FIGURES = (
     ),
     Figure(
         "joint",
-        "Book Sec. 4.1.5: one marginal, many dynamics. Data and noise of .3 N(-1, .35^2) + .7 N(.8, .25^2) on OU, T = 1, "
-        "joined by the forward kernel, the reverse SDE (the same joint law), the probability flow (a curve), and by a "
-        "coin between kernel and flow. Each has the same law along either axis.",
+        "Book Sec. 4.1.5: one marginal, many dynamics. Data and noise of .3 N(-1, .35^2) + .7 N(.8, .25^2) on OU, "
+        "T = 1, joined by the forward kernel, by the reverse SDE (the same joint law), by the probability flow (a "
+        "curve), and by a coin between kernel and flow. Each has the same law along either axis.",
         more.joint,
     ),
     Figure(

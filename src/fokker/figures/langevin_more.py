@@ -25,7 +25,7 @@ PATHS: dict[str, NormalPath | MixturePath] = {
 }
 
 
-def paths(moments: int = 81) -> Canvas:
+def paths(moments: int = 400) -> Canvas:
     """The overview's Fig. 1."""
     figure, panels = new(2, 3, (9.8, 5.4), sharex="col", height_ratios=(1, 1.25))
     x = torch.linspace(-4, 4, 400, dtype=numbers.F64)[:, None]
@@ -35,14 +35,16 @@ def paths(moments: int = 81) -> Canvas:
         for colour, t in zip(shades, (0.0, 0.25, 0.5, 0.75, 1.0), strict=True):
             column[0].plot(x[:, 0], path.log_prob(x, t).exp(), color=colour, lw=1.3, label=f"t = {t:g}")
         start = FIRST[0] + FIRST[1] * numbers.normal_quantiles(13)
-        lines = torch.stack([path.flow_map(start, 0.001, float(t)) for t in times])[..., 0]
+        when = times.repeat_interleave(13)
+        lines = path.flow_map(start.repeat(moments, 1), 0.001, when)
+        speed = float(path.velocity(lines, when).abs().max())
+        lines = lines.reshape(moments, 13)
         column[1].plot(lines, times, color=GREY, lw=0.9)
-        speed = max(float(path.velocity(lines[k][:, None], float(times[k])).abs().max()) for k in range(moments))
         column[0].set_title(name)
         column[1].set(xlabel=f"x    (largest speed drawn {speed:.3g})", xlim=(-4, 4))
     panels[0, 0].set_ylabel("density")
     panels[1, 0].set_ylabel("t")
-    panels[0, 0].legend(loc="upper left", handlelength=1.2)
+    panels[0, 1].legend(loc="upper right", handlelength=1.2, labelspacing=0.2)
     return figure
 
 
@@ -51,23 +53,27 @@ def moons(tau: float = 0.01) -> Canvas:
     data = numbers.moons(1000)
     times = numbers.uniform_times(tau)
     still, loud = (numbers.backward(data, beta, times, 40, seed=1) for beta in (0.0, 1.0))
-    figure, panels = new(1, 4, (12.4, 3.2), width_ratios=(1, 1, 1, 1))
-    for axes in panels:
+    figure = new(size=(10.6, 4.0))[0]
+    figure.clear()
+    panels: Any = figure.subplot_mosaic(
+        [["still", "ways", "three"], ["loud", "ways", "three"]], width_ratios=(0.8, 1, 1)
+    )
+    for axes in panels.values():
         dots(axes, data, LIGHT, 1.6, 0.9)
-        axes.set(aspect="equal", xticks=[], yticks=[])
+        axes.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.6, 3.0), ylim=(-2.7, 2.9))
         axes.grid(visible=False)
-    for axes, states, title in ((panels[0], still, "$\\beta$ = 0"), (panels[1], loud, "$\\beta$ = 1")):
-        dots(axes, states[-1], BLUE, 4.5, 0.9)
-        axes.set(xlim=(-1.5, 2.5), ylim=(-1.1, 1.6), title=f"40 samples, {title}")
+    for name, states, title in (("still", still, "$\\beta$ = 0"), ("loud", loud, "$\\beta$ = 1")):
+        dots(panels[name], states[-1], BLUE, 4.5, 0.9)
+        panels[name].set(xlim=(-1.6, 2.6), ylim=(-1.1, 1.5), title=f"40 samples, {title}")
     for path in still.unbind(1):
-        panels[2].plot(path[:, 0], path[:, 1], color=BLUE, lw=0.7)
-        panels[2].plot(*path[0], ".", color=RED, ms=3)
-    panels[2].set_title("their ways, $\\beta$ = 0")
+        panels["ways"].plot(path[:, 0], path[:, 1], color=BLUE, lw=0.7)
+        panels["ways"].plot(*path[0], ".", color=RED, ms=3)
+    panels["ways"].set_title("their ways, $\\beta$ = 0")
     for colour, path in zip((BLUE, RED, GREEN), loud.unbind(1), strict=False):
-        panels[3].plot(path[:, 0], path[:, 1], color=colour, lw=0.7)
-        panels[3].plot(*path[0], "o", color=colour, ms=4)
-        panels[3].plot(*path[-1], "*", color=colour, ms=9, mec="white")
-    panels[3].set_title("three ways, $\\beta$ = 1")
+        panels["three"].plot(path[:, 0], path[:, 1], color=colour, lw=0.6)
+        panels["three"].plot(*path[0], "o", color=colour, ms=6, mec="white", zorder=5)
+        panels["three"].plot(*path[-1], "*", color=colour, ms=12, mec="white", zorder=5)
+    panels["three"].set_title("three ways, $\\beta$ = 1")
     return figure
 
 
@@ -99,12 +105,12 @@ def no_way_back(n: int = 6, rows: int = 500) -> Canvas:
     return figure
 
 
-def memorisation(n: int = 200, steps: int = 240) -> Canvas:
+def memorisation(n: int = 200, steps: int = 240, taus: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02, 0.01)) -> Canvas:
     """The overview's Sec. 4.4."""
     data = numbers.moons(200)
     fresh = numbers.to_nearest(numbers.moons(2000, seed=1), data)
-    taus, t_mins = (0.16, 0.08, 0.04, 0.02, 0.01), (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
-    figure, (left, right) = new(1, 2, (8.6, 3.5), sharey=True)
+    t_mins = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+    figure, (left, right) = new(1, 2, (8.6, 3.5))
     for beta, colour, mark in ((0.0, BLUE, "o-"), (1.0, RED, "s--")):
         ends = [numbers.backward(data, beta, numbers.uniform_times(tau), n)[-1] for tau in taus]
         left.loglog(taus, [numbers.to_nearest(x, data) for x in ends], mark, color=colour, label=f"$\\beta$ = {beta:g}")
@@ -112,19 +118,19 @@ def memorisation(n: int = 200, steps: int = 240) -> Canvas:
     for axes in (left, right):
         axes.axhline(fresh, color=GREY, ls=":", lw=1.2)
         axes.invert_xaxis()
-    left.text(0.15, fresh * 1.08, "new draws of the moons", color=GREY, fontsize=8, va="bottom")
+    left.text(taus[0], fresh * 1.08, "new draws of the moons", color=GREY, fontsize=8, va="bottom")
     left.set(xlabel="step $\\tau$", ylabel="median distance to the data", title="equal steps, stopped within one of 0")
     right.set(xlabel="$t_{min}$", title="equal steps of log t, then x0 at $t_{min}$")
-    left.legend(loc="lower left")
+    left.legend(loc="upper right")
     return figure
 
 
-def joint(n: int = 1200) -> Canvas:
+def joint(n: int = 20_000) -> Canvas:
     """(x_0, x_T) by several dynamics."""
     found = numbers.joint(n)
     figure, panels = new(1, 4, (12.0, 3.2), sharex=True, sharey=True)
     for axes, (name, pairs) in zip(panels, found.items(), strict=True):
-        dots(axes, pairs, BLUE, 2.4, 0.4)
+        dots(axes, pairs[:1000], BLUE, 2.4, 0.4)
         together = float(torch.corrcoef(pairs.T)[0, 1])
         axes.set(xlabel="$x_0$", title=f"{name}: corr {together:.2f}", xlim=(-2.2, 1.8), ylim=(-3.4, 3.4))
     panels[0].set_ylabel("$x_T$")
@@ -133,13 +139,13 @@ def joint(n: int = 1200) -> Canvas:
 
 def gauge() -> Canvas:
     """Two flows of one law."""
-    found, few = numbers.gauge(700), slice(0, 14)
+    found, few = numbers.gauge(700, strength=0.6), slice(0, 10)
     t = 0.6
     figure, panels = new(1, 4, (12.4, 3.3))
     line = torch.linspace(-2.4, 2.4, 13, dtype=numbers.F64)
     at = torch.cartesian_prod(line, line)
     said = numbers.THREE.denoiser(OU(3.0))(at, t)
-    fields = (-said.velocity, -said.velocity + 0.5 * 2.0 * said.score @ numbers.TURN.T)
+    fields = (-said.velocity, -said.velocity + 0.6 * said.score @ numbers.TURN.T)
     for axes, field, title in zip(panels, fields, ("flow", "flow + A score"), strict=False):
         plane(axes, numbers.THREE.at(OU(3.0), t))
         axes.quiver(at[:, 0], at[:, 1], field[:, 0], field[:, 1], color=BLUE, angles="xy", width=0.005)
@@ -151,7 +157,7 @@ def gauge() -> Canvas:
             axes.plot(path[:, 0], path[:, 1], color=FEW[k % 5], lw=0.8)
             axes.plot(*path[-1], "o", color=FEW[k % 5], ms=4, mec="white")
         axes.set_title(f"{title}: ways and ends")
-        frame(axes, 3.0)
+        frame(axes, 3.3)
     return figure
 
 

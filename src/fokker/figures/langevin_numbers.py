@@ -135,17 +135,17 @@ def mixture_straightness(n: int = 200, steps: int = 100) -> dict[str, float]:
 
 
 class Cycle(NamedTuple):
-    """LINE to noise and back on OU: densities (2 N + 1, K) over x (K,) at times (2 N + 1,), and paths likewise."""
+    """LINE to noise and back on OU: densities (2 N + 1, K) over x (K,) at levels (2 N + 1,), and paths likewise."""
 
     x: Tensor
-    times: Tensor
+    levels: Tensor
     density: Tensor
     paths: Tensor
 
 
 def cycle(T: float, steps: int, n: int, points: int = 200) -> Cycle:
-    """Forward paths of n samples, and reverse paths from where they end; times run from 0 to 2 T."""
-    process, up = OU(T), torch.linspace(0.0, T, steps + 1, dtype=F64)
+    """Forward paths of n samples, and reverse paths from where they end; levels are equal in sqrt t."""
+    process, up = OU(T), torch.linspace(0.0, 1.0, steps + 1, dtype=F64) ** 2 * T
     x = torch.linspace(-3.2, 3.2, points, dtype=F64)[:, None]
     there = diffuse(process, LINE.sample(n, seed=2, dtype=F64), up, seed=2)
     down = trajectory(LINE.denoiser(process), x=there[-1], grid=up.flip(0), solver=EulerMaruyama(), seed=3, dtype=F64)[
@@ -153,9 +153,7 @@ def cycle(T: float, steps: int, n: int, points: int = 200) -> Cycle:
     ]
     density = torch.stack([LINE.at(process, t).log_prob(x).exp() for t in up])
     both = torch.cat([density, density.flip(0)[1:]])
-    return Cycle(
-        x[:, 0], torch.linspace(0.0, 2 * T, 2 * steps + 1, dtype=F64), both, torch.cat([there, down[1:]])[..., 0]
-    )
+    return Cycle(x[:, 0], torch.cat([up, up.flip(0)[1:]]), both, torch.cat([there, down[1:]])[..., 0])
 
 
 class Ladder(NamedTuple):
@@ -233,7 +231,9 @@ def returns(n: int, rows: int = 500, steps: int = 60, T: float = 3.0) -> Returns
     noised = process.perturb(x, T, noise.normal(6, torch.arange(n), (1, 28, 28), dtype=F64))
     by_flow = sample(denoiser, x=noised, solver=Heun("lam"), grid=whole, dtype=F64)
     by_sde = sample(denoiser, x=noised, solver=EulerMaruyama(), grid=whole, seed=6, dtype=F64)
-    encoded = encode(denoiser, x, solver=Heun("lam"), grid=times.flip(0))
+    # A point itself is at rest: what is encoded is the state at t_min, the picture and noise that none can see.
+    seen = process.perturb(x, float(times[-1]), noise.normal(16, torch.arange(n), (1, 28, 28), dtype=F64))
+    encoded = encode(denoiser, seen, solver=Heun("lam"), grid=times.flip(0))
     decoded = sample(denoiser, x=encoded, solver=Heun("lam"), grid=whole, dtype=F64)
     return Returns(x, noised, by_flow, by_sde, encoded, decoded)
 

@@ -48,7 +48,7 @@ def identity() -> Canvas:
         dots(axes, states[step])
         for colour, i in zip(FEW, chosen, strict=True):
             past = states[: step + 1, i]
-            axes.plot(past[:, 0], past[:, 1], color=colour, lw=0.8, alpha=0.8)
+            axes.plot(past[:, 0], past[:, 1], color=colour, lw=0.6, alpha=0.7)
             axes.plot(*states[step, i], "o", color=colour, ms=6, mec="white")
         axes.set_title(f"after $\\tau$ = {title}")
     return figure
@@ -74,13 +74,13 @@ def forward_clouds(levels: tuple[float, ...] = (0.0, 0.5, 1.0, 4.0)) -> Canvas:
 
 def forward_step() -> Canvas:
     """Fig. 3."""
-    t, h = 0.1, 0.15
-    found = [numbers.halves(x, t, h, 300).forward for x in ((-1.6, 0.9), (1.6, 1.2), (0.8, -1.7))]
+    t, h, points = 0.1, 0.4, ((-1.9, 0.7), (1.7, 1.5), (0.9, -1.9))
+    found = [numbers.halves(x, t, h, 300).forward for x in points]
     figure, (left, right) = new(1, 2, (7.6, 3.9))
     plane(left, numbers.THREE.at(numbers.HALF, t))
     plane(right, numbers.THREE.at(numbers.HALF, t + h))
-    for colour, x, ends in zip(FEW, ((-1.6, 0.9), (1.6, 1.2), (0.8, -1.7)), found, strict=False):
-        mean = tuple((1.0 - 0.5 * h) * a for a in x)
+    for colour, x, ends in zip(FEW, points, found, strict=False):
+        mean = ((1.0 - 0.5 * h) * x[0], (1.0 - 0.5 * h) * x[1])
         left.plot(*x, "o", color=colour, ms=6)
         right.plot(*x, "o", color=colour, ms=6)
         arrow(left, x, mean, colour)
@@ -118,11 +118,11 @@ def split() -> Canvas:
     return figure
 
 
-def one_point() -> Canvas:
+def one_point(steps: int = 300) -> Canvas:
     """Fig. 5."""
     eps = torch.tensor([[1.6, -1.0], [-1.2, 1.1], [-0.7, -1.5], [0.4, 1.7]], dtype=numbers.F64)
     point = (1.1, 0.5)
-    found = numbers.towards_one_point(point, eps)
+    found = numbers.towards_one_point(point, eps, steps)
     figure, panels = new(1, 4, (11.6, 3.3))
     for axes, (name, course) in zip(panels, found.items(), strict=True):
         reach = 6.6 if name == "VE-Karras" else 2.6
@@ -137,19 +137,22 @@ def one_point() -> Canvas:
 
 def cycle() -> Canvas:
     """Fig. 6."""
-    found = numbers.cycle(2.0, 250, 5)
+    top, steps = 1.5, 250
+    found = numbers.cycle(top, steps, 5)
     figure, axes = new(size=(9.0, 3.8))
-    ink = found.density.sqrt().T  # the root shows the tails
-    axes.pcolormesh(
-        found.times, found.x, ink, cmap="Greys", shading="nearest", vmax=1.3 * float(ink.max()), rasterized=True
-    )
+    ink, place = found.density.sqrt().T, torch.arange(2 * steps + 1) / steps  # the root shows the tails
+    dark = 1.3 * float(ink.max())
+    axes.pcolormesh(place, found.x, ink, cmap="Greys", shading="nearest", vmin=0.0, vmax=dark, rasterized=True)
     for colour, path in zip(FEW, found.paths.unbind(1), strict=True):
-        axes.plot(found.times, path, color=colour, lw=1.1)
-    axes.axvline(2.0, color=GREY, lw=1.0, ls="--")
+        axes.plot(place, path, color=colour, lw=1.0)
+    axes.axvline(1.0, color=GREY, lw=1.0, ls="--")
     axes.grid(visible=False)
-    axes.set(ylabel="x", xlabel="time walked", ylim=(-3.2, 3.2))
-    axes.set_xticks([0, 1, 2, 3, 4], ["0: data", "1", "2: noise", "3", "4: data"])
-    axes.set_title("forward SDE to t = 2, and the reverse SDE back: the law returns, the sample does not")
+    levels = (0.0, 0.05, 0.2, 0.5, 1.0, top)
+    ticks = [(t / top) ** 0.5 for t in levels]
+    names = ["data", *(f"{t:g}" for t in levels[1:-1]), "noise"]
+    axes.set_xticks([*ticks, *(2.0 - u for u in ticks[-2::-1])], [*names, *names[-2::-1]])
+    axes.set(ylabel="x", xlabel="t, forward and back", ylim=(-3.2, 3.2))
+    axes.set_title(f"forward SDE to t = {top:g}, and the reverse SDE back: the law returns, the sample does not")
     return figure
 
 
