@@ -69,6 +69,8 @@ def test_every_row_of_table_3(process: Process, eta: float, rate: Callable[[floa
     if isinstance(process, Flow):
         assert (whole.drift(x, s) - t / (1 + t) * s).abs().max() > 1.0
     assert float(back.noise2) == pytest.approx(2 * rate(t) - float(ahead.noise2), abs=1e-14)
+    if isinstance(process, Flow):  # S5: singular where alpha = 0
+        assert Motion.forward(process, 1.0).on_x == -math.inf and Motion.reverse(process, 1.0).noise2 == math.inf
     if process is ONE and not eta:
         assert float(back.noise2) == 0.0 and float(whole.noise2) == 1.0  # without the forward half's there is none
 
@@ -244,6 +246,19 @@ def test_one_turn_by_hand() -> None:
         torch.testing.assert_close(found[1 + k // 2], want, rtol=1e-12, atol=1e-12)
     alone = split_langevin(LAW.denoiser(process), x[1:2], s, t, seed=4, indices=[3])
     torch.testing.assert_close(alone[1], found[1, 1:2])
+
+
+def test_turns_under_a_condition() -> None:
+    """The condition reaches the denoiser: samples of one mode stay a sample of it, also where modes touch."""
+    process, s, n = VP(), 0.25, 1500
+    two = exact.GaussianMixture([0.5, 0.5], [[-0.6], [0.6]], [0.1, 0.2], labels=torch.tensor([0, 1]))
+    law = two.given(1).at(process, s)
+    x = law.sample(n, dtype=F64)
+    end = split_langevin(two.denoiser(process), x, s, 0.27, repeats=10, cond=1, steps=2)[-1]
+    within(end, law.mean, 0.01)
+    within((end - law.mean).square(), law.cov[0], 0.01)
+    free = split_langevin(two.denoiser(process), x, s, 0.27, repeats=10, steps=2)[-1]
+    assert float(law.mean) - float(free.mean()) > 0.05
 
 
 def test_the_halves_cancel_to_second_order() -> None:
@@ -510,6 +525,14 @@ def test_gauged_starts_where_it_can_and_refuses_other_matrices() -> None:
     turned = Gauged(LAW.denoiser(Flow()), TURN)
     assert turned.lam_range[0] == pytest.approx(float(Flow().lam(Flow().t_max)))
     assert bool(torch.isfinite(fk.sample(turned, n=2, solver="heun", steps=8)).all())
+    pictures = exact.Empirical(noise.normal(0, torch.arange(5), (1, 2, 2)))  # type: ignore[arg-type]
+    A = torch.arange(16, dtype=F64).reshape(4, 4)
+    A = A - A.T
+    x = noise.normal(1, torch.arange(3), (1, 2, 2))
+    plain, p = pictures.denoiser(VP())(x, 0.4), Gauged(pictures.denoiser(VP()), A)(x, 0.4)
+    want = plain.noise.flatten(1) + torch.einsum("ij,bj->bi", A.float(), plain.noise.flatten(1))
+    assert p.noise.dtype == torch.float32 and p.x0.shape == x.shape
+    torch.testing.assert_close(p.noise.flatten(1), want)
     for bad in (TURN.abs(), torch.zeros(3, 3)):
         with pytest.raises(ConfigError, match=r"matrix: given shape .*must be \(2, 2\) with A\^T = -A"):
             Gauged(LAW.denoiser(Flow()), bad)

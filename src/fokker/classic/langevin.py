@@ -106,7 +106,7 @@ def split_langevin(
     solver: Solver | str | dict[str, Any] | None = None,
     steps: int = 1,
     cond: Any = None,
-    seed: philox.Seed = 0,
+    seed: int = 0,
     indices: Sequence[int] | Tensor | None = None,
 ) -> Tensor:
     """Langevin dynamics at level s made of its halves, Eq. (4): noise from s up to t, denoise from t down to s, again.
@@ -116,7 +116,7 @@ def split_langevin(
 
     Args:
         denoiser: exact, learned or guided.
-        x: states at level s, (n, *event).
+        x: states at level s, (n, *event), float32 or float64.
         s: the level, 0 or more; at 0 the last step down is by x0.
         t: how far the noise goes, s < t <= T.
         repeats: turns.
