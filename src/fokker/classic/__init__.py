@@ -7,10 +7,12 @@ from .density import curl, log_density_along, log_partition
 from .energy import Energy
 from .gan import GAN
 from .hvae import HVAE
+from .langevin import Gauged, Motion, split_langevin
 from .linear_gaussian import Affine, LinearChain, Terms, ddpm_chain, ppca
 from .mcmc import Chains, hmc, leapfrog, mala, parallel_tempering, ula
 from .model import Model
 from .ncsn import annealing, level_floors, level_losses, sigmas
+from .paths import MixturePath, NormalPath, inverse_cdf, kronecker
 from .vae import VAE
 
 __all__ = [
@@ -23,14 +25,20 @@ __all__ = [
     "Diagnosis",
     "Diagonal",
     "Energy",
+    "Gauged",
     "LinearChain",
+    "MixturePath",
     "Model",
+    "Motion",
+    "NormalPath",
     "Terms",
     "annealing",
     "curl",
     "ddpm_chain",
     "diagnose",
     "hmc",
+    "inverse_cdf",
+    "kronecker",
     "leapfrog",
     "level_floors",
     "level_losses",
@@ -42,5 +50,6 @@ __all__ = [
     "parallel_tempering",
     "ppca",
     "sigmas",
+    "split_langevin",
     "ula",
 ]
