@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SETS", "Figure", "draw", "figures_of"]
 
-SETS = {"solvers": "fokker.figures.solvers"}
+SETS = {
+    "likelihood": "fokker.figures.likelihood",
+    "score": "fokker.figures.score",
+    "solvers": "fokker.figures.solvers",
+}
 """The module of every set; its `FIGURES` are drawn, its docstring's first line says what of."""
 
 INDEX = "index.md"
