@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -154,10 +155,10 @@ def score_error() -> Canvas:
     right.plot(found.log_prob[order], wrong[order], ".", color=SKY, ms=2, alpha=0.5, label="points of the mesh")
     bins = torch.linspace(-40.0, -2.0, 20, dtype=F64)
     middle, typical = [], []
-    for low, high in zip(bins[:-1], bins[1:], strict=True):
+    for low, high in pairwise(bins.tolist()):
         inside = (found.log_prob > low) & (found.log_prob <= high)
         if int(inside.sum()) > 5:
-            middle.append(float(0.5 * (low + high)))
+            middle.append(0.5 * (low + high))
             typical.append(float(wrong[inside].median()))
     right.semilogy(middle, typical, "o-", color=RED, label="median")
     right.set(xlim=(-40.0, 0.0), ylim=(1e-2, 30.0), xlabel="log p(x)", ylabel="|learned - true score|")
@@ -221,31 +222,33 @@ def annealing() -> Canvas:
 
 def comparison() -> Canvas:
     """Table 3.1."""
-    ncsn, ddpm = numbers.comparison()
+    methods = numbers.comparison()
+    data = numbers.LINE.moments()
     figure, axes = new(size=(9.0, 3.7))
     axes.axis("off")
-    rows: list[tuple[str, str, str]] = [
-        ("one step", "$x_{i+1} = x_i + (\\sigma_{i+1}^2 - \\sigma_i^2)^{1/2} \\epsilon$", "$x_{i+1} = "
-         "\\alpha_{i+1} x_i + \\beta_{i+1} \\epsilon$"),
-        ("all at once", "$x_i = x + \\sigma_i \\epsilon$", "$x_i = \\bar\\alpha_i x + "
-         "(1 - \\bar\\alpha_i^2)^{1/2} \\epsilon$"),
-        ("loss", "$|s(x_i, \\sigma_i) + \\epsilon / \\sigma_i|^2$", "$|\\epsilon_\\phi(x_i, i) - \\epsilon|^2$"),
-        ("sampling", "Langevin at every level", "$p(x_{i-1} | x_i)$, one step a level"),
-    ]  # fmt: skip
-    for what, read in (
-        ("std of $x_L$: steps / at once / exact", lambda r: f"{r.stepwise:.3f} / {r.direct:.3f} / {r.exact:.3f}"),
-        ("std of the prior", lambda r: f"{r.prior:.3f}"),
-        ("$E|\\epsilon_\\phi - \\epsilon|^2$ of the exact score, level 2", lambda r: f"{r.loss:.3f}"),
-        ("evaluations to sample", lambda r: f"{r.evaluations}"),
-        (
-            f"mean, std of samples (data {float(numbers.LINE.moments().mean):.3f}, "
-            f"{float(numbers.LINE.moments().cov.sqrt()):.3f})",
-            lambda r: f"{r.mean:.3f}, {r.std:.3f}",
-        ),
-    ):
-        rows.append((what, read(ncsn), read(ddpm)))
+    rows = [
+        [
+            "one step",
+            r"$x_{i+1} = x_i + (\sigma_{i+1}^2 - \sigma_i^2)^{1/2} \epsilon$",
+            r"$x_{i+1} = \alpha_{i+1} x_i + \beta_{i+1} \epsilon$",
+        ],
+        [
+            "all at once",
+            r"$x_i = x + \sigma_i \epsilon$",
+            r"$x_i = \bar\alpha_i x + (1 - \bar\alpha_i^2)^{1/2} \epsilon$",
+        ],
+        ["loss", r"$|s(x_i, \sigma_i) + \epsilon / \sigma_i|^2$", r"$|\epsilon_\phi(x_i, i) - \epsilon|^2$"],
+        ["sampling", "Langevin at every level", r"$p(x_{i-1} | x_i)$, one step a level"],
+        ["std of $x_L$: steps / at once / exact"]
+        + [f"{one.stepwise:.3f} / {one.direct:.3f} / {one.exact:.3f}" for one in methods],
+        ["std of the prior"] + [f"{one.prior:.3f}" for one in methods],
+        [r"$E|\epsilon_\phi - \epsilon|^2$ of the exact score, level 2"] + [f"{one.loss:.3f}" for one in methods],
+        ["evaluations to sample"] + [f"{one.evaluations}" for one in methods],
+        [f"mean, std of samples (data {float(data.mean):.3f}, {float(data.cov.sqrt()):.3f})"]
+        + [f"{one.mean:.3f}, {one.std:.3f}" for one in methods],
+    ]
     table = axes.table(
-        cellText=[list(row) for row in rows],
+        cellText=rows,
         colLabels=["", "NCSN: 10 levels", "DDPM: 100 levels"],
         colWidths=[0.4, 0.32, 0.28],
         cellLoc="left",

@@ -140,7 +140,7 @@ def learn_score(sigma: float = 0.5, steps: int = 900, batch: int = 256, span: fl
     for eps, x0 in zip(noises, FAR.sample(steps * batch).reshape(noises.shape), strict=True):
         loss = (sigma * net(x0 + sigma * eps) + eps).square().sum(1).mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
         losses.append(loss.detach())

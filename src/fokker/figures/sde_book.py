@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from ..process import EDM, VP
 from . import sde_numbers as numbers
 from .score_book import contours, square
-from .score_numbers import mesh
+from .score_numbers import F64, mesh
 from .style import BLUE, DARK, GREEN, GREY, LIGHT, ORANGE, RED, arrow, new
 
 __all__ = ["forward_heat", "one_step", "perturbations", "reverse_heat", "snapshots", "two_ways", "wrong_signs"]
@@ -25,7 +25,7 @@ def one_step(x: float = 1.4, t: float = 0.3, dt: float = 0.15) -> Canvas:
         (panels[1], VP(), "DDPM: f = $-\\beta(t) x / 2$, $g^2 = \\beta(t)$"),
     ):
         found = numbers.one_step(process, x, t, dt)
-        height = torch.linspace(-0.6, 3.0, 301, dtype=numbers.F64)
+        height = torch.linspace(-0.6, 3.0, 301, dtype=F64)
         for (mean, std), colour, label in (
             (found.exact, LIGHT, "exact kernel"),
             (found.euler, BLUE, "N(x + f dt, $g^2$ dt)"),
@@ -117,7 +117,7 @@ def snapshots() -> Canvas:
     for axes, t in zip(panels, times, strict=True):
         law = numbers.PAIR.at(EDM(), t)
         axes.contourf(axis, axis, law.log_prob(points).exp().reshape(121, 121).T, 12, cmap="Blues")
-        axes.plot(*law.sample(250, dtype=numbers.F64).T, ".", color=DARK, ms=1.5, alpha=0.5)
+        axes.plot(*law.sample(250, dtype=F64).T, ".", color=DARK, ms=1.5, alpha=0.5)
         square(axes, 4.5)
         axes.grid(False)
         axes.set(title=f"t = {t:g}", xlabel="$x_1$")
@@ -162,7 +162,15 @@ def perturbations() -> Canvas:
         (panels[0], found.stepwise, BLUE, "20 steps $p(x_{t+dt} | x_t)$"),
         (panels[1], found.direct, GREEN, "one draw of $p_t(x_t | x_0)$"),
     ):
-        axes.hist(drawn.numpy(), bins=90, range=(-3.5, 3.5), density=True, color=colour, alpha=0.6, label=f"{len(drawn)} draws")
+        axes.hist(
+            drawn.numpy(),
+            bins=90,
+            range=(-3.5, 3.5),
+            density=True,
+            color=colour,
+            alpha=0.6,
+            label=f"{len(drawn)} draws",
+        )
         axes.plot(found.x, found.density, color=DARK, label="$p_t$")
         axes.set(xlabel="$x_t$", title=f"{title}: std {float(drawn.std()):.3f}")
         axes.legend()
