@@ -14,7 +14,7 @@ from torch import Tensor
 from ..calculus import Hutchinson, euler_maruyama, wiener
 from ..exact import Empirical, Gaussian, GaussianMixture
 from ..likelihood import elbo, log_prob
-from ..prediction import READINGS, Denoiser, Prediction
+from ..prediction import READINGS, Denoiser, Prediction, coefficients, edm_reading
 from ..process import EDM, VP, Process
 from ..sampling import trajectory
 from ..solvers import RK4
@@ -111,9 +111,9 @@ def merging(start: float = 3.0, n: int = 16, steps: int = 200, at: Sequence[floa
 
 
 def preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> dict[str, Tensor]:
-    """c_skip, c_out and c_in of EDM at alpha = 1 (book Sec. D.6.2)."""
-    size = (sigma**2 + sigma_data**2).sqrt()
-    return {"skip": sigma_data**2 / size**2, "out": sigma * sigma_data / size, "in": 1.0 / size}
+    """c_skip, c_out and c_in of EDM at alpha = 1 (book Sec. D.6.2), as the library reads its network."""
+    skip, out = coefficients(EDM(), sigma, edm_reading(sigma_data), READINGS["x0"])
+    return {"skip": skip, "out": out, "in": 1.0 / sigma.hypot(torch.tensor(sigma_data).to(sigma))}
 
 
 class Curve(NamedTuple):
