@@ -1,7 +1,19 @@
 """Objectives: what turns a model and a batch into a loss; each owns its weighting and its time sampler."""
 
 from .denoising import Denoising, Terms
+from .score import (
+    Curvature,
+    FirstOrder,
+    Operator,
+    denoising_matching,
+    explicit_matching,
+    generalised_matching,
+    implicit_matching,
+    second_order_matching,
+    sliced_matching,
+)
 from .times import Adaptive, LearnedTimes, LogitNormal, LogNormal, TimeLaw, UniformTimes
+from .tweedie import Cumulants, cumulants, sure, tweedie
 from .weighting import (
     SNR,
     EDMMonotone,
@@ -18,14 +30,18 @@ from .weighting import (
 __all__ = [
     "SNR",
     "Adaptive",
+    "Cumulants",
+    "Curvature",
     "Denoising",
     "EDMMonotone",
     "EDMWeight",
+    "FirstOrder",
     "LearnedTimes",
     "Likelihood",
     "LogNormal",
     "LogitNormal",
     "MinSNR",
+    "Operator",
     "Sigma2",
     "Sigmoid",
     "Terms",
@@ -34,4 +50,13 @@ __all__ = [
     "Uniform",
     "UniformTimes",
     "Weight",
+    "cumulants",
+    "denoising_matching",
+    "explicit_matching",
+    "generalised_matching",
+    "implicit_matching",
+    "second_order_matching",
+    "sliced_matching",
+    "sure",
+    "tweedie",
 ]
