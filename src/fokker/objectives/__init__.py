@@ -1,6 +1,8 @@
 """Objectives: what turns a model and a batch into a loss; each owns its weighting and its time sampler."""
 
 from .denoising import Denoising, Terms
+from .matching import ScoreMatching
+from .regularisers import FokkerPlanckPenalty, MartingalePenalty, Regulariser
 from .score import (
     Curvature,
     FirstOrder,
@@ -36,12 +38,16 @@ __all__ = [
     "EDMMonotone",
     "EDMWeight",
     "FirstOrder",
+    "FokkerPlanckPenalty",
     "LearnedTimes",
     "Likelihood",
     "LogNormal",
     "LogitNormal",
+    "MartingalePenalty",
     "MinSNR",
     "Operator",
+    "Regulariser",
+    "ScoreMatching",
     "Sigma2",
     "Sigmoid",
     "Terms",
