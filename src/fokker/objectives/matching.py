@@ -21,8 +21,10 @@ from ..component import component
 from ..errors import ConfigError
 from ..prediction import READINGS, Denoiser, coefficients, reading
 from ..process import expand
+from ..registry import resolves
 from .denoising import Denoising
 from .score import inner
+from .weighting import Sigma2, Weight
 
 __all__ = ["ScoreMatching"]
 
@@ -35,6 +37,7 @@ class ScoreMatching(Denoising):
     the loss varies more than `Denoising`'s; it can be negative.
 
     Args:
+        predict, weight: as in `Denoising`, by default `Denoising.dsm`'s.
         form: "implicit" (exact divergence), "sliced" (u^T J u and (u . n)^2), "sliced-vr" (u^T J u and |n|^2).
         probes: signs u for each sample, of the sliced forms.
 
@@ -42,6 +45,8 @@ class ScoreMatching(Denoising):
         ConfigError: a weight that learns, which needs a loss above 0.
     """
 
+    predict: str = "score"
+    weight: Annotated[Weight, resolves("weight")] = Sigma2()
     form: Literal["implicit", "sliced", "sliced-vr"] = "sliced-vr"
     probes: Annotated[int, Field(ge=1, le=256)] = 1
 
