@@ -22,6 +22,7 @@ from fokker.objectives import (
     ScoreMatching,
     Sigma2,
     Uncertainty,
+    Uniform,
     implicit_matching,
     sliced_matching,
 )
@@ -52,9 +53,9 @@ class Bent:
     ("process", "fields"),
     [
         (VP(), {"weight": Sigma2()}),
-        (Flow(), {"predict": "velocity"}),
+        (Flow(), {"predict": "velocity", "weight": Uniform()}),
         (EDM(), {"predict": "x0", "weight": EDMWeight(), "times": LogNormal()}),
-        (VP(), {"predict": "noise", "times": Adaptive()}),
+        (VP(), {"predict": "noise", "weight": Uniform(), "times": Adaptive()}),
     ],
     ids=["dsm", "flow", "edm", "adaptive"],
 )
