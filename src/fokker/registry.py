@@ -36,6 +36,9 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
     "model": {
+        "vae": "fokker.classic:VAE",
+        "hvae": "fokker.classic:HVAE",
+        "energy": "fokker.classic:Energy",
         "autoregressive": "fokker.classic:Autoregressive",
         "gan": "fokker.classic:GAN",
     },
@@ -64,9 +67,17 @@ KINDS: dict[str, dict[str, str]] = {
         "log-normal": "fokker.objectives:LogNormal",
         "adaptive": "fokker.objectives:Adaptive",
         "learned": "fokker.objectives:LearnedTimes",
+        "levels": "fokker.objectives:Levels",
     },
     "ema": {"constant": "fokker.train:Constant", "power": "fokker.train:Power"},
-    "objective": {"denoising": "fokker.objectives:Denoising"},
+    "objective": {
+        "denoising": "fokker.objectives:Denoising",
+        "score-matching": "fokker.objectives:ScoreMatching",
+    },
+    "regulariser": {
+        "fokker-planck": "fokker.objectives:FokkerPlanckPenalty",
+        "martingale": "fokker.objectives:MartingalePenalty",
+    },
     "grid": {
         "flow": "fokker.solvers:FlowTime",
         "t": "fokker.solvers:UniformT",

@@ -20,6 +20,9 @@ __all__ = ["SETS", "Figure", "draw", "figures_of"]
 
 SETS = {
     "roots": "fokker.figures.roots",
+    "score": "fokker.figures.score",
+    "likelihood": "fokker.figures.likelihood",
+    "langevin": "fokker.figures.langevin",
     "solvers": "fokker.figures.solvers",
 }
 """The module of every set; its `FIGURES` are drawn, its docstring's first line says what of."""
