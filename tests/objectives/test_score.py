@@ -113,7 +113,7 @@ def test_variances_of_the_sliced_losses() -> None:
     """One probe: 2 (|S|^2 - sum S_ii^2) with signs, 2 |S|^2 with normals; K probes: a K-th."""
     at = torch.tensor([[-3.0, 1.1]], dtype=F64)
     J, s = jacobian(bent, at)[0], bent(at)[0]
-    n, draws = 40_000, torch.arange(40_000)
+    n, draws = 10_000, torch.arange(10_000)
     x = at.expand(n, 2)
     for law in ("rademacher", "gaussian"):
         variance = []
