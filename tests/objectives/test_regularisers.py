@@ -190,7 +190,7 @@ def test_training_lowers_the_residual(kind: Any) -> None:
         denoiser = NetDenoiser(MLP(1, width=24, depth=2), Flow(), shape=(1,))
         optimiser = torch.optim.Adam(denoiser.parameters(), lr=2e-2)
         objective = Denoising(stratified=True, regulariser=regulariser)
-        for step in range(25):
+        for step in range(15):
             optimiser.zero_grad()
             objective(denoiser, x0, step=step).backward()
             optimiser.step()
