@@ -36,7 +36,8 @@ class Terms(NamedTuple):
 
     loss: what is minimised.
     t: the time.
-    error: the loss without what is learned, detached; its mean estimates the objective's value under any law.
+    error: the loss without what is learned and without a regulariser, detached; its mean estimates the objective's
+        value under any law.
     ratio: base density over the density drawn from, already part of loss and error; error / ratio is the weighted
         error at t itself, as a histogram over times wants it. 1 where no law is learned.
     place: the share of the base law below t.
