@@ -70,7 +70,14 @@ KINDS: dict[str, dict[str, str]] = {
         "levels": "fokker.objectives:Levels",
     },
     "ema": {"constant": "fokker.train:Constant", "power": "fokker.train:Power"},
-    "objective": {"denoising": "fokker.objectives:Denoising"},
+    "objective": {
+        "denoising": "fokker.objectives:Denoising",
+        "score-matching": "fokker.objectives:ScoreMatching",
+    },
+    "regulariser": {
+        "fokker-planck": "fokker.objectives:FokkerPlanckPenalty",
+        "martingale": "fokker.objectives:MartingalePenalty",
+    },
     "grid": {
         "flow": "fokker.solvers:FlowTime",
         "t": "fokker.solvers:UniformT",
