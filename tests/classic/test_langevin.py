@@ -244,6 +244,11 @@ def test_one_turn_by_hand() -> None:
         up = scale * want + std * z
         want = Motion.reverse(process, t).step(up, score(process)(up, t), t - s, w)
         torch.testing.assert_close(found[1 + k // 2], want, rtol=1e-12, atol=1e-12)
+    by_flow = split_langevin(LAW.denoiser(process), x, s, 0.6, solver="heun", steps=3, seed=4, indices=index)[1]
+    scale, std = process.transition(s, 0.6)
+    up = scale * x + std * noise.normal(4, index, (2,), dtype=F64)
+    grid = torch.linspace(0.6, s, 4, dtype=F64)
+    torch.testing.assert_close(by_flow, fk.sample(LAW.denoiser(process), x=up, solver="heun", grid=grid, dtype=F64))
     alone = split_langevin(LAW.denoiser(process), x[1:2], s, t, seed=4, indices=[3])
     torch.testing.assert_close(alone[1], found[1, 1:2])
 
