@@ -35,7 +35,12 @@ KINDS: dict[str, dict[str, str]] = {
         "custom": "fokker.process:Custom",
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
-    "model": {},
+    "model": {
+        "realnvp": "fokker.classic:RealNVP",
+        "planar": "fokker.classic:Planar",
+        "residual": "fokker.classic:Residual",
+        "cnf": "fokker.classic:CNF",
+    },
     "net": {"mlp": "fokker.nets:MLP", "unet": "fokker.nets:UNet", "dit": "fokker.nets:DiT"},
     "autoencoder": {"conv": "fokker.nets:Autoencoder"},
     "exact": {
