@@ -193,7 +193,7 @@ def test_planar_layers_are_invertible_whatever_the_parameters() -> None:
     across = torch.stack([-flow.w[:, 1], flow.w[:, 0]], dim=1)  # what is added to u is along w alone
     assert ((u - flow.u) * across).sum(1).abs().max() < 1e-12
     z = normals(50, 2)
-    x, log_det = flow(z)
+    x, _ = flow(z)
     assert (flow.inverse(x)[0] - z).abs().max() < 1e-6
     # The determinant of the text, 1 + h'(w.z + b) u.w, exactly; without the constraint it changes sign.
     one = Planar((2,), layers=1).double()
@@ -228,7 +228,8 @@ def test_maximum_likelihood_of_affine_layers_on_a_gaussian_is_the_closed_form() 
     x = mean + std * normals(500, 2, seed=4)
     flow = RealNVP((2,), layers=2, width=1).double()
     free = [layer.hyper[-1].bias for layer in flow.layers]
-    optimiser = torch.optim.LBFGS(free, max_iter=200, tolerance_grad=1e-10, tolerance_change=0, line_search_fn="strong_wolfe")
+    tolerances = {"tolerance_grad": 1e-10, "tolerance_change": 0.0}
+    optimiser = torch.optim.LBFGS(free, max_iter=200, line_search_fn="strong_wolfe", **tolerances)
 
     def closure() -> Tensor:
         optimiser.zero_grad()

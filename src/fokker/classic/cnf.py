@@ -1,4 +1,4 @@
-r"""Continuous normalising flows: data and noise joined by the flow of a learned velocity, trained by maximum likelihood.
+r"""Continuous normalising flows: data and noise joined by the flow of a velocity, trained by maximum likelihood.
 
     (1)  dx/dt = v(x, t),   x(0) = x data,   x(1) = z ~ N(0, I)          data at t = 0: the book's clock is 1 - t
     (2)  d log p_t(x_t)/dt = -div v along the path (the total derivative),
@@ -39,9 +39,10 @@ Rate = Callable[[float, State], State]
 
 
 class Velocity(nn.Module):
-    """v(x, t), a perceptron of x and cos, sin of pi k t, k = 1..3; a new one is 0. It is a denoiser of the process Flow.
+    """v(x, t), a perceptron of x and cos, sin of pi k t, k = 1..3; a new one is 0.
 
-    So `fokker.sample`, `encode` and `log_prob` take it, with every deterministic solver.
+    It is a denoiser of the process Flow: `fokker.sample`, `encode` and `log_prob` take it, with every deterministic
+    solver.
 
     Args:
         shape: of one sample.
@@ -63,7 +64,8 @@ class Velocity(nn.Module):
 
     def velocity(self, x: Tensor, t: float | Tensor) -> Tensor:
         """v of x (B, *shape) at a time, a number or (B,)."""
-        angle = math.pi * torch.arange(1, FREQUENCIES + 1, device=x.device) * torch.as_tensor(t).to(x)[..., None]
+        time = t.to(x) if isinstance(t, Tensor) else x.new_full((), t)
+        angle = math.pi * torch.arange(1, FREQUENCIES + 1, device=x.device) * time[..., None]
         features = torch.cat([angle.cos(), angle.sin()], dim=-1).expand(len(x), -1)
         value: Tensor = self.net(torch.cat([x.flatten(1), features], dim=1))
         return value.view(x.shape)
@@ -94,7 +96,7 @@ class _Adjoint(torch.autograd.Function):
     """(x, l) at the last time, with the gradient of Eq. (3)."""
 
     @staticmethod
-    def forward(ctx: Any, rate: Rate, times: list[float], x: Tensor, *parameters: Tensor) -> State:  # type: ignore[override]
+    def forward(ctx: Any, rate: Rate, times: list[float], x: Tensor, *parameters: Tensor) -> State:
         end, gained = integrate(rate, (x, x.new_zeros(len(x))), times)[-1]
         ctx.rate, ctx.times = rate, times
         ctx.save_for_backward(end, *parameters)
@@ -102,7 +104,7 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, a: Tensor, b: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, a: Tensor, b: Tensor) -> Any:
         end, *parameters = ctx.saved_tensors
 
         def back(t: float, state: State) -> State:
@@ -167,7 +169,7 @@ class CNF(Flow):
     def draw(self, indices: Tensor, seed: int) -> Tensor:
         """x(0) from the normal numbers of samples `indices` (n,), integrated adaptively, (n, *shape)."""
         z = noise.normal(seed, indices, self.shape, domain="prior", dtype=next(self.parameters()).dtype)
-        return sample(self.velocity, x=z, grid=[1.0, 0.0], solver=Adaptive(rtol=1e-4, atol=1e-4))
+        return sample(self.velocity, x=z, solver=Adaptive(rtol=1e-4, atol=1e-4))
 
     def _times(self) -> list[float]:
         return [k / self.steps for k in range(self.steps + 1)]

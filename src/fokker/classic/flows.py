@@ -52,7 +52,7 @@ class Flow(Model):
     def inverse(
         self, x: Tensor, *, seed: int = 0, step: int = 0, indices: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """F^{-1}(x) (B, *shape) and log |det dF^{-1}/dx| (B,); (seed, step, indices) key what is drawn to estimate it."""
+        """F^{-1}(x) (B, *shape) and log |det dF^{-1}/dx| (B,); the keys are of what is drawn to estimate it."""
         raise NotImplementedError
 
     def trajectory(self, z: Tensor) -> Tensor:
@@ -114,20 +114,20 @@ class RealNVP(Flow):
             from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
         except ModuleNotFoundError:
             raise MissingExtraError("zuko", "flows") from None
-        kinds: dict[str, dict[str, Any]] = {
-            "affine": {"univariate": MonotonicAffineTransform, "shapes": ((), ())},
-            "spline": {"univariate": partial(MonotonicRQSTransform, bound=5.0), "shapes": ((bins,), (bins,), (bins - 1,))},
-        }
-        even = torch.arange(self.dim) % 2
-        self.layers = nn.ModuleList(
-            GeneralCouplingTransform(
-                self.dim, mask=even == k % 2, hidden_features=(width, width), activation=nn.SiLU, **kinds[transform]
+        if transform == "affine":
+            univariate: dict[str, Any] = {"univariate": MonotonicAffineTransform, "shapes": ((), ())}
+        else:
+            spline = partial(MonotonicRQSTransform, bound=5.0)
+            univariate = {"univariate": spline, "shapes": ((bins,), (bins,), (bins - 1,))}
+        odd = torch.arange(self.dim) % 2
+        self.layers = nn.ModuleList()
+        for number in range(layers):
+            layer = GeneralCouplingTransform(
+                self.dim, mask=odd == number % 2, hidden_features=(width, width), activation=nn.SiLU, **univariate
             )
-            for k in range(layers)
-        )
-        for layer in self.layers:
             nn.init.zeros_(layer.hyper[-1].weight)
             nn.init.zeros_(layer.hyper[-1].bias)
+            self.layers.append(layer)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """F(z) and log |det dF/dz|."""

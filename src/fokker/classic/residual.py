@@ -7,8 +7,8 @@ r"""Residual flows: layers x = z - v(x) with Lip(v) < 1, and the log-determinant
     (5)  tr J^k = E[u^T J^k u],   signs u: k products with J^T per probe
 
 The layer reads from data to noise, so that the density needs no fixed point, only sampling does; the book's F(z) =
-z + v(z) is its mirror image. N is geometric beyond n terms, P(N >= k) = c^{k-n}: the variance of (4) is finite where the
-rate of survival exceeds c^2, and c does. Sources: book Eq. 5.1.5-5.1.6; Behrmann et al. 2019; Chen et al. 2019.
+z + v(z) is its mirror image. N is geometric beyond n terms, P(N >= k) = c^{2(k-n)}: were survival rarer, the variance
+of (4) could be infinite. Sources: book Eq. 5.1.5-5.1.6; Behrmann et al. 2019; Chen et al. 2019.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Contraction(nn.Module):
         for layer in self.layers:
             W, b = layer.weight, layer.bias
             size = torch.linalg.matrix_norm(W, ord=2)
-            pairs.append((W * (self.most / size).clamp(max=1.0), b))  # type: ignore[operator, arg-type]
+            pairs.append((W * (self.most / size).clamp(max=1.0), b))
         return pairs  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +82,8 @@ def log_det_series(v: Callable[[Tensor], Tensor], x: Tensor, weights: Tensor, pr
         probes: None for exact traces; or as in `calculus.divergence`.
     """
     _, pull = pulling(v, x)
-    signed = weights.to(x) * torch.tensor([(-1.0) ** k / (k + 1) for k in range(weights.shape[-1])]).to(x)
+    k = torch.arange(1, weights.shape[-1] + 1, device=x.device, dtype=x.dtype)
+    signed = weights.to(x) * torch.where(k % 2 == 1, 1.0, -1.0) / k
 
     def form(u: Tensor) -> Tensor:
         power, total = u, torch.zeros_like(x[:, 0])
@@ -113,17 +114,17 @@ def roulette(terms: int, survival: float, seed: int, index: Tensor, draw: int = 
 class Residual(Flow):
     """Residual layers, invertible because each is a contraction beside the identity.
 
-    While it is trained the log-determinant is what `log_det` says; otherwise it is the determinant itself up to 16
-    dimensions and the roulette above them, so that there `log_prob` is right on average, with noise.
+    Up to 16 dimensions the log-determinant is that of the Jacobian; above them it is the roulette's, and `log_prob` is
+    right on average, with noise. In training it may be chosen.
 
     Args:
         shape: of one sample, d numbers.
         layers: >= 1, <= 128.
         width: of a layer's two hidden layers, >= 1.
         lipschitz: c, in (0, 1): the bound of every layer's Lipschitz constant. A layer multiplies a length by 1 - c to
-            1 + c; sampling takes log(1e-7) / log c evaluations of it.
-        log_det: "exact" (d products with J^T and a determinant), "roulette" (unbiased) or "series" (`terms` alone,
-            biased by Eq. (3)).
+            1 + c; sampling takes log(eps / 10) / log c evaluations of it, eps the dtype's.
+        log_det: in training: "auto" (as above), "exact" (d products with J^T and a determinant), "roulette" (unbiased)
+            or "series" (`terms` alone, biased by Eq. (3)).
         terms: of the series, or of the roulette before chance decides, >= 1.
     """
 
@@ -135,7 +136,7 @@ class Residual(Flow):
         layers: int = 8,
         width: int = 64,
         lipschitz: float = 0.9,
-        log_det: Literal["exact", "roulette", "series"] = "roulette",
+        log_det: Literal["auto", "exact", "roulette", "series"] = "auto",
         terms: int = 4,
     ) -> None:
         super().__init__(shape)
@@ -158,7 +159,9 @@ class Residual(Flow):
         """F^{-1}(x) and its log-determinant."""
         z, log_det = x.flatten(1), x.new_zeros(len(x))
         index = torch.arange(len(x), device=x.device) if indices is None else indices
-        how = self.log_det if self.training else "exact" if self.dim <= SMALL else "roulette"
+        how = self.log_det if self.training else "auto"
+        if how == "auto":
+            how = "exact" if self.dim <= SMALL else "roulette"
         for number, layer in enumerate(self.layers):
             weights: list[tuple[Tensor, Tensor]] = layer.weights()  # type: ignore[operator]
 
@@ -172,13 +175,13 @@ class Residual(Flow):
                 u = noise.rademacher(seed, index, (self.dim,), draw=draw, dtype=z.dtype)[None]
                 chance = torch.ones(self.terms)
                 if how == "roulette":
-                    chance = roulette(self.terms, self.lipschitz, seed, index, draw + 128)
+                    chance = roulette(self.terms, self.lipschitz**2, seed, index, draw + 128)
                 log_det = log_det + log_det_series(v, z, chance, u)
             z = z + v(z)
         return z.view(x.shape), log_det
 
     def trajectory(self, z: Tensor) -> Tensor:
-        """z and what every layer makes of it, (L + 1, B, *shape), by as many fixed-point steps as the bound c asks for."""
+        """z and what every layer makes of it, (L + 1, B, *shape), by the fixed-point steps that the bound c asks for."""
         states = [z.flatten(1)]
         count = math.ceil(math.log(0.1 * torch.finfo(z.dtype).eps) / math.log(self.lipschitz))
         for layer in reversed(self.layers):
