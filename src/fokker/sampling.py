@@ -18,7 +18,7 @@ from .solvers.base import count
 from .solvers.path import increments
 from .solvers.run import AfterStep, Callback, Draw
 
-__all__ = ["encode", "encoding_times", "sample", "trajectory"]
+__all__ = ["encode", "encoding_times", "sample", "tracked", "trajectory"]
 
 DEFAULT_STEPS = 50
 # Measured (docs/solvers.md): at 5 to 50 evaluations on average within twice the error of the best of ten solvers and
@@ -98,7 +98,7 @@ def sample(
         raise ConfigError("pad: give batch_size, the number to fill up to")
     fill = batch_size if pad else None
     parts = job.parts(batch_size)
-    return torch.cat([job.run(part, fill, callback, after_step) for part in _track(parts, progress)])
+    return torch.cat([job.run(part, fill, callback, after_step) for part in tracked(parts, progress)])
 
 
 def trajectory(
@@ -301,8 +301,8 @@ class _Job:
         draw: Draw = fresh
         if self.path is not None:
             draw = increments(self.path, self.process, seed, index, self.shape, self.dtype, fresh)
-        tracked = start.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None
-        with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
+        differentiable = start.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             result = self.carry(
                 start,
                 cond=take_cond(self.cond, rows),
@@ -315,16 +315,17 @@ class _Job:
         return result[:count]
 
 
-def device_of(denoiser: Denoiser) -> torch.device:
-    """Where a denoiser computes: its parameters' device, else the CPU."""
-    inner = innermost(denoiser)
+def device_of(model: Denoiser | nn.Module) -> torch.device:
+    """Where a model computes: its parameters' device, else the CPU."""
+    inner = model if isinstance(model, nn.Module) else innermost(model)
     if isinstance(inner, nn.Module):
         parameter = next(inner.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
     return torch.device("cpu")
 
 
-def _track(parts: list[slice], progress: bool | Callable[[int], object]) -> Iterator[slice]:
+def tracked(parts: list[slice], progress: bool | Callable[[int], object]) -> Iterator[slice]:
+    """These parts one after another, a bar or `progress` being told of each that is done."""
     if callable(progress):
         for part in parts:
             yield part

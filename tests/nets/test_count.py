@@ -105,6 +105,6 @@ def test_a_preset_is_a_shorthand_in_recipes() -> None:
     with pytest.raises(ConfigError, match="MLP has no field 'preset'"):
         build("net", {"kind": "mlp", "dim": 2, "preset": "s"})
     recipe = read("fashion", ["net={kind: unet, preset: s}"])
-    model = recipe.model(recipe.data.load("train"))
-    found = recipe.resolved(model.net)["net"]
+    model = recipe.fresh(recipe.data.load("train"))
+    found = recipe.resolved(model)["net"]
     assert found == spec(UNet.preset("s", channels=1, size=28, classes=10)) and found["attention"] == [7]

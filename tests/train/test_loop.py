@@ -62,7 +62,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(
     momentum = ["train.optimiser_options.momentum=0.9"] if "SGD" in choice else []
     run = recipe(tmp_path / "r", f"train.{choice}", *momentum, "train.ema=0", "train.warmup=0")
     torch.manual_seed(0)
-    loop = Loop(run, run.data.load(), run.model(run.data.load()), Team())
+    loop = Loop(run, run.data.load(), run.fresh(run.data.load()), Team())
     before = {k: v.clone() for k, v in loop.module.state_dict().items()}
     for step in range(6):
         loop.step(step)

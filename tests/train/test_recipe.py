@@ -165,7 +165,7 @@ def test_files(tmp_path: Path) -> None:
         (b"a: !!python/object:os.system x", FileError, "not a readable YAML file"),
         (b"- 1\n- 2\n", ConfigError, "a recipe is a mapping"),
         (b"", ConfigError, "a recipe is a mapping"),
-        (b"data: moons\n", ConfigError, "recipe.net must be given"),
+        (b"data: moons\n", ConfigError, "recipe: given neither of net"),
         (b"net: mlp\n", ConfigError, "recipe.data must be given"),
         (b"1: 2\n", ConfigError, "recipe has no key 1"),
     ):
@@ -199,16 +199,16 @@ def test_what_a_recipe_resolves_to_is_equal_after_overrides(tmp_path: Path) -> N
 def test_the_network_takes_its_sizes_from_the_data() -> None:
     labelled = Samples(torch.zeros(4, 1, 8, 6, dtype=torch.uint8), torch.arange(4), ("a", "b", "c", "d"))
     recipe = read("fashion", ["net={kind: mlp, width: 8, depth: 1}", "denoiser.predict=v", "denoiser.time=lam"])
-    model = recipe.model(Samples(torch.zeros(4, 5), torch.arange(4) % 3, ("a", "b", "c")))
+    model = recipe.fresh(Samples(torch.zeros(4, 5), torch.arange(4) % 3, ("a", "b", "c")))
     assert model.net.dim == 5 and model.net.config["classes"] == 3 and model.shape == (5,)
     assert model.reading.name == "v" and model.time_input == "lam" and model.process == Flow()
-    given = read("moons", ["net.classes=7"]).model(Samples(torch.zeros(4, 2)))
+    given = read("moons", ["net.classes=7"]).fresh(Samples(torch.zeros(4, 2)))
     assert given.net.config["classes"] == 7
     square = Samples(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), labelled.labels, labelled.classes)
-    model = read("fashion", ["net={kind: unet, width: 8, multipliers: [1], attention: []}"]).model(square)
+    model = read("fashion", ["net={kind: unet, width: 8, multipliers: [1], attention: []}"]).fresh(square)
     assert model.net.config["channels"] == 1 and model.net.config["size"] == 8 and model.net.config["classes"] == 4
     with pytest.raises(ConfigError, match="did you mean 'width'"):
-        read("moons", ["net.wdth=3"]).model(square)
+        read("moons", ["net.wdth=3"]).fresh(square)
 
 
 def test_a_run_knows_its_data_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_one_step_by_hand(tmp_path: Path) -> None:
     run = recipe(tmp_path / "r", "train.steps=1", "train.warmup=4", "train.lr=0.1", "train.clip=1e-3", "train.ema=0.5")
     samples = run.data.load("train")
     torch.manual_seed(0)
-    model = run.model(samples)
+    model = run.fresh(samples)
     start = {k: v.clone() for k, v in model.state_dict().items()}
     rows = noise.permutation(0, 60, 0)[:16]
     loss = run.objective(model, samples.values[rows], None if class_count(model) == 0 else samples.labels[rows])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..sampling import tracked
 
 __all__ = ["Model"]
 
@@ -24,6 +25,14 @@ class Model(nn.Module):
 
     likelihood: ClassVar[Literal["exact", "bound", "none"]] = "none"
     """What `log_prob` gives: log p(x), a lower bound of it in the mean, or nothing."""
+
+    alone: ClassVar[bool] = False
+    """Whether it keeps what only one process can (chains, say), so that one process must train it."""
+
+    @property
+    def levels(self) -> int | None:
+        """Levels a pixel of the pictures (256: bytes) whose probability `log_prob` is; None where it is a density."""
+        return None
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -67,7 +76,8 @@ class Model(nn.Module):
         indices: Sequence[int] | Tensor | None = None,
         seed: int = 0,
         batch_size: int | None = None,
-        progress: Callable[[int], object] | None = None,
+        pad: bool = False,
+        progress: bool | Callable[[int], object] = False,
     ) -> Tensor:
         """Samples number `indices` (default range(n)) of `seed`, on the model's device: (n, *shape).
 
@@ -76,7 +86,8 @@ class Model(nn.Module):
             indices: sample i is the same whichever others are drawn, up to rounding.
             seed: the same seed gives the same samples.
             batch_size: how many at once; default all.
-            progress: is told how many are done.
+            pad: fill the last batch up, so that every sample is drawn among as many: the same bits then.
+            progress: as in `sample`.
 
         Raises:
             ConfigError: n or batch_size is below 1, or n differs from the number of indices.
@@ -87,10 +98,11 @@ class Model(nn.Module):
                 raise ConfigError(f"{name}: given {value}, must be at least 1")
         if n is not None and n != len(numbers):
             raise ConfigError(f"n: given {n} with {len(numbers)} indices; leave n out")
-        found = []
-        device = next(self.parameters()).device
-        for rows in numbers.to(device).split(len(numbers) if batch_size is None else batch_size):
-            found.append(self.draw(rows, seed))
-            if progress is not None:
-                progress(sum(map(len, found)))
+        numbers, found = numbers.to(next(self.parameters()).device), []
+        size = len(numbers) if batch_size is None else batch_size
+        for part in tracked([slice(i, min(i + size, len(numbers))) for i in range(0, len(numbers), size)], progress):
+            rows, count = numbers[part], part.stop - part.start
+            if pad and count < size:
+                rows = torch.cat([rows, rows[-1:].expand(size - count)])
+            found.append(self.draw(rows, seed)[:count])
         return torch.cat(found)

@@ -36,7 +36,7 @@ def demo(
     recipe = read("fashion", [*(overrides or ()), f"run.dir={chosen}"])
     train, test = recipe.data.load("train"), recipe.data.load("test")
     classes = len(train.classes)
-    if not classifiable(train) or class_count(recipe.model(train)) != classes:
+    if not classifiable(train) or class_count(recipe.fresh(train)) != classes:
         raise ConfigError(
             f"data: given samples {train.shape} of {classes} classes; the demo needs labelled images, of at least 8 "
             "pixels a side, and a network that is told the classes (net.classes)"

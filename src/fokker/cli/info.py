@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..classic import Model
+    from ..denoiser import NetDenoiser
 
 __all__ = ["info"]
 
@@ -43,9 +47,8 @@ def _installation() -> list[tuple[str, str]]:
 
 
 def _described(what: str, overrides: list[str]) -> list[tuple[str, str]]:
+    from ..classic import Model
     from ..errors import ConfigError
-    from ..nets import count
-    from ..registry import spec
     from ..train import load, read, read_header, recipe_names
     from ..train.checkpoint import model_path
 
@@ -53,27 +56,48 @@ def _described(what: str, overrides: list[str]) -> list[tuple[str, str]]:
     if not path.is_dir() and (what in recipe_names() or path.suffix in (".yaml", ".yml")):
         recipe = read(what, overrides)
         samples = recipe.data.load("train")
-        denoiser = recipe.model(samples)
+        model = recipe.fresh(samples)
         rows, extra = [("recipe", what), ("data", f"{len(samples):,} samples")], {"classes": samples.classes}
     elif overrides:
         raise ConfigError(f"{overrides[0]!r}: only a recipe can be changed, and {what} is none")
     else:
         extra = read_header(what)[1]
-        denoiser, rows = load(what), [("file", str(model_path(what)))]
+        model, rows = load(what), [("file", str(model_path(what)))]
+    rows += _classic(model) if isinstance(model, Model) else _denoiser(model)
+    if extra.get("classes"):
+        rows += [("classes", ", ".join(f"{i} {name}" for i, name in enumerate(extra["classes"])))]
+    if "step" in extra:
+        rows += [("trained", f"{extra['step']} steps")]
+    return rows
+
+
+def _denoiser(denoiser: NetDenoiser) -> list[tuple[str, str]]:
+    from ..nets import count
+    from ..registry import spec
+
     low, high = denoiser.lam_range
+    rows = []
     if denoiser.shape:
         parameters, operations = count(denoiser.net, denoiser.shape)
         rows += [("parameters", f"{parameters:,}")]
         rows += [("FLOPs", f"{operations:,} per sample and forward pass (a multiply-add is 2)")]
-    rows += [
+    return [
+        *rows,
         ("event", " x ".join(map(str, denoiser.shape))),
         ("process", str(denoiser.process)),
         ("predicts", denoiser.reading.name),
         ("lam range", f"{low:.3f} to {high:.3f}"),
         ("network", ", ".join(f"{k}={v}" for k, v in spec(denoiser.net).items())),
     ]
-    if extra.get("classes"):
-        rows += [("classes", ", ".join(f"{i} {name}" for i, name in enumerate(extra["classes"])))]
-    if "step" in extra:
-        rows += [("trained", f"{extra['step']} steps")]
-    return rows
+
+
+def _classic(model: Model) -> list[tuple[str, str]]:
+    from ..registry import spec
+
+    told = {"exact": "exact", "bound": "a lower bound", "none": "none"}
+    return [
+        ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
+        ("event", " x ".join(map(str, model.shape))),
+        ("model", ", ".join(f"{k}={v}" for k, v in spec(model).items())),
+        ("log-likelihood", told[model.likelihood]),
+    ]

@@ -68,7 +68,8 @@ def tune(
     from ..files import trial as probe
     from ..files import write_text
     from ..launch import place
-    from ..train import load, read_header
+    from ..train import read_header
+    from ..train.checkpoint import load_denoiser
     from ..train.drawing import settle
     from ..train.options import Sampling
     from ..tuning import Trial, named_grids, search
@@ -105,7 +106,7 @@ def tune(
         pass
     nfe = 6 if steps is None and nfe is None else nfe
     _, info = read_header(run)
-    denoiser = load(run).to(place().device)
+    denoiser = load_denoiser(run).to(place().device)
     defaults = info.get("recipe", {}).get("sampling")
     way = settle(
         denoiser,

@@ -1,5 +1,6 @@
 """Negative log-likelihood of data under a model: bits per dimension of pictures, nats of everything else.
 
+    exact    of a classic model that knows its density; pictures are dequantised unless it is of their bytes
     flow     of the probability-flow ODE's density; pictures are dequantised, and then it is never too low on average
     bound    of the reverse SDE's, by the variational bound: never too low; of pictures the probability of their bytes
 
@@ -16,16 +17,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
 from rich.table import Table
 from torch import Tensor
 
 from .. import noise as philox
 from ..calculus import Hutchinson
+from ..classic import Model
 from ..data import Codec, Samples, SignalCodec
 from ..data.columns import Number, TableCodec
 from ..errors import ConfigError
 from ..likelihood import bits_per_dim, dequantise, elbo, log_prob
 from ..prediction import Denoiser
+from ..sampling import device_of
 from ..solvers import Adaptive
 from .report import as_markdown, as_table
 
@@ -41,14 +45,14 @@ class NllRow:
     """One negative log-likelihood, low is good.
 
     Args:
-        name: "flow" or "bound".
+        name: "exact", "flow" or "bound".
         split: "held out" or "train": where a model has learned rows by heart the two differ.
         value: the mean over rows.
         low, high: its 95 % interval.
         n: rows.
     """
 
-    name: Literal["flow", "bound"]
+    name: str
     split: Literal["held out", "train"]
     value: float
     low: float
@@ -114,8 +118,31 @@ def log_volume(data: Samples) -> float:
     raise ConfigError(f"nll: a density of this model's numbers says nothing of the data: {why}")
 
 
+@torch.no_grad()
+def _classic(model: Model, x: Tensor, seed: int, batch_size: int, more: Callable[[int], None]) -> Tensor:
+    """log p(x) of a classic model, or its bound, in batches."""
+    device, found = device_of(model), []
+    for rows in torch.split(torch.arange(len(x)), batch_size):
+        found.append(model.log_prob(x[rows].to(device), seed=seed, indices=rows.to(device)).cpu())
+        more(len(rows))
+    return torch.cat(found)
+
+
+def _check_classic(model: Model, train: Samples, options: dict[str, Any]) -> None:
+    if model.likelihood == "none":
+        raise ConfigError(f"nll: a {type(model).__name__} has no likelihood that can be evaluated")
+    if model.levels not in (None, LEVELS) or (model.levels is not None and not train.is_image):
+        raise ConfigError(
+            f"nll: this {type(model).__name__} gives probabilities of {model.levels} levels, and the data has "
+            f"{f'{LEVELS} levels' if train.is_image else 'none'}: choose another law of x (its field `decoder`, say)"
+        )
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name}: given, but a {type(model).__name__}'s likelihood takes none; leave it out")
+
+
 def nll(
-    denoiser: Denoiser,
+    model: Denoiser | Model,
     train: Samples,
     test: Samples | None = None,
     *,
@@ -131,7 +158,7 @@ def nll(
     """Negative log-likelihood of held-out and of training rows; see the module.
 
     Args:
-        denoiser: a trained one.
+        model: a trained denoiser; or a classic model with a likelihood, which gives one row, "exact" or "bound".
         train, test: what it learned from, and what it never saw.
         n: rows of each split, 2 or more; at most all.
         told: whether the model is told a row's label or condition: then it is the conditional likelihood.
@@ -146,25 +173,28 @@ def nll(
         ConfigError: data whose numbers have no density (`log_volume`), another event than the model's, or n < 2.
     """
     volume = log_volume(train)
-    if tuple(denoiser.shape) != train.shape:
-        raise ConfigError(f"nll: the model's samples have shape {tuple(denoiser.shape)}, the data's {train.shape}")
+    if tuple(model.shape) != train.shape:
+        raise ConfigError(f"nll: the model's samples have shape {tuple(model.shape)}, the data's {train.shape}")
+    if isinstance(model, Model):
+        _check_classic(model, train, flow | {"probes": probes, "draws": draws})
     d = math.prod(train.shape)
     small = d <= SMALL
     draws = draws if draws is not None else 256 if small else 64
-    if not small:  # beside the noise of a probe a tolerance of 1e-4, 2e-4 bits/dim, is nothing
+    if not small and not isinstance(model, Model):
+        # Beside the noise of a probe a tolerance of 1e-4, 2e-4 bits/dim, is nothing.
         probes = Hutchinson(seed=seed) if probes is None else probes
         flow["solver"] = Adaptive() if flow.get("solver") is None else flow["solver"]
     splits: list[tuple[Literal["held out", "train"], Samples]] = [("train", train)]
     if test is not None:
         splits.insert(0, ("held out", test))
-    total, done = 2 * sum(min(n, len(data)) for _, data in splits), 0
+    total, done = (1 if isinstance(model, Model) else 2) * sum(min(n, len(data)) for _, data in splits), 0
     levels = LEVELS if train.is_image else None
     rows: list[NllRow] = []
     for split, data in splits:
         if min(n, len(data)) < 2:
             raise ConfigError(f"n: given {n}, and {len(data)} rows are {split}: must be at least 2")
 
-    def add(name: Literal["flow", "bound"], split: Literal["held out", "train"], cost: Tensor) -> None:
+    def add(name: str, split: Literal["held out", "train"], cost: Tensor) -> None:
         value, reach = float(cost.mean()), Z * float(cost.std()) / math.sqrt(len(cost))
         if not math.isfinite(value + reach):
             raise ConfigError(f"nll: {name}, {split}: the mean over {len(cost)} rows is {value}; is the model finite?")
@@ -184,10 +214,18 @@ def nll(
         x, cond = data.take(philox.permutation(seed, len(data), number)[:n])
         keys: dict[str, Any] = {"cond": cond if told else None, "batch_size": batch_size}
         spread = x if levels is None else dequantise(x, levels=levels, seed=seed)
-        density = log_prob(denoiser, spread, probes=probes, progress=says(f"flow, {split}"), **keys, **flow).value
+        if isinstance(model, Model):
+            name, bins = model.likelihood, levels if model.levels is None else None
+            given = spread if model.levels is None else x
+            mass = _classic(model, given, seed, batch_size, says(f"{name}, {split}"))
+            add(name, split, volume - mass if levels is None else bits_per_dim(mass, train.shape, levels=bins))
+            continue
+        density = log_prob(model, spread, probes=probes, progress=says(f"flow, {split}"), **keys, **flow).value
         add("flow", split, volume - density if levels is None else bits_per_dim(density, train.shape, levels=levels))
         keys |= {"draws": draws, "levels": levels, "seed": seed}
-        mass = elbo(denoiser, x, progress=says(f"bound, {split}"), **keys).value
+        mass = elbo(model, x, progress=says(f"bound, {split}"), **keys).value
         add("bound", split, volume - mass if levels is None else bits_per_dim(mass, train.shape))
+    if isinstance(model, Model):
+        return NllReport(tuple(rows), "bits/dim" if levels else "nats", {"seed": seed})
     facts = {"seed": seed, "draws": draws, "probes": 0 if probes is None else probes.probes, "conditional": told}
     return NllReport(tuple(rows), "bits/dim" if levels else "nats", facts)

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..classic import Model
 from ..data.codec import Codec, decode_in_batches
 from ..data.samples import to_uint8
 from ..errors import ConfigError, FileError
@@ -49,7 +50,8 @@ class Sharding:
 
     Args:
         folder: new or empty, or one that holds this request's samples already (of the same or a smaller n).
-        denoiser: as in `sample`.
+        denoiser: as in `sample`; or a classic model, which takes neither cond nor solver, grid, steps, nfe, final,
+            brownian.
         n: how many samples; a folder may grow, and rows that are there keep their bits.
         about: JSON that tells this denoiser from others (its file's digest, its guidance): what a resumed request must
             share beside its own settings. What it calls "codec" is the codec that decodes the samples (`Shards`).
@@ -69,7 +71,7 @@ class Sharding:
     def __init__(
         self,
         folder: Path | str,
-        denoiser: Denoiser,
+        denoiser: Denoiser | Model,
         *,
         n: int,
         about: Mapping[str, Any] | None = None,
@@ -103,13 +105,15 @@ class Sharding:
         if cond is not None and (cond.ndim < 1 or not len(cond)):
             raise ConfigError(f"cond: given shape {tuple(cond.shape)}, must be rows (m, ...), at least one")
         self.n, self.batch_size, self.shards = n, batch_size, shards(n, size)
-        method: Solver = build("solver", DEFAULT_SOLVER if solver is None else solver)
-        grid = as_grid(DEFAULT_GRID if grid is None else grid)
-        if steps is None and nfe is None and not isinstance(grid, Times) and not method.own_steps:
-            steps = method.fixed_steps(final == "x0") or DEFAULT_STEPS
-        self.keys = {"solver": method, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}
-        self.keys |= {"shape": event}
-        self.keys |= {"brownian": True} if brownian else {}  # folders without it are as they were
+        self.keys: dict[str, Any] = {"seed": seed}
+        if not isinstance(denoiser, Model):
+            method: Solver = build("solver", DEFAULT_SOLVER if solver is None else solver)
+            grid = as_grid(DEFAULT_GRID if grid is None else grid)
+            if steps is None and nfe is None and not isinstance(grid, Times) and not method.own_steps:
+                steps = method.fixed_steps(final == "x0") or DEFAULT_STEPS
+            self.keys = {"solver": method, "grid": grid, "steps": steps, "nfe": nfe, "final": final, "seed": seed}
+            self.keys |= {"shape": event}
+            self.keys |= {"brownian": True} if brownian else {}  # folders without it are as they were
         settings = {name: spec(value, path=name, inline=2**20) for name, value in self.keys.items()} | dict(about or {})
         settings |= {"shard": size, "batch_size": batch_size, "dtype": DTYPES[dtype]}
         settings |= {"cond": _fingerprint(cond), "device": device_of(denoiser).type}
@@ -212,8 +216,11 @@ class Sharding:
         """Draw and write one shard; returns how many of its samples are not finite."""
         indices = torch.arange(shard.first, shard.stop)
         cond = None if self.cond is None else self.cond[indices % len(self.cond)]
-        keys: dict[str, Any] = self.keys | {"indices": indices, "cond": cond, "progress": advance}
-        x = sample(self.denoiser, batch_size=self.batch_size, pad=True, **keys).cpu()
+        keys: dict[str, Any] = self.keys | {"indices": indices, "progress": advance, "batch_size": self.batch_size}
+        if isinstance(self.denoiser, Model):
+            x = self.denoiser.sample(pad=True, **keys).cpu()
+        else:
+            x = sample(self.denoiser, cond=cond, pad=True, **keys).cpu()
         bad = int((~torch.isfinite(x)).flatten(1).any(dim=1).sum())
         x = x if self.decode is None else decode_in_batches(self.decode, x, self.batch_size)
         tensors = {"x": to_uint8(x) if self.dtype == torch.uint8 else x}
@@ -252,7 +259,7 @@ class Sharding:
 
 def sample_to(
     folder: Path | str,
-    denoiser: Denoiser,
+    denoiser: Denoiser | Model,
     *,
     n: int,
     rank: int = 0,

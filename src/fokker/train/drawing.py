@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..classic import Model
 from ..denoiser import NetDenoiser
 from ..errors import ConfigError
 from ..guidance import CFG
@@ -21,15 +22,15 @@ from .options import Sampling
 __all__ = ["Drawing", "class_count", "draw", "is_conditional", "settle"]
 
 
-def class_count(denoiser: NetDenoiser) -> int:
-    """The number of classes a denoiser's network knows; 0 if it is unconditional."""
-    config: Any = getattr(denoiser.net, "config", {})
+def class_count(model: NetDenoiser | Model) -> int:
+    """The number of classes a denoiser's network knows; 0 if it is unconditional, as every classic model is."""
+    config: Any = {} if isinstance(model, Model) else getattr(model.net, "config", {})
     return int(config.get("classes", 0))
 
 
-def is_conditional(denoiser: NetDenoiser) -> bool:
+def is_conditional(model: NetDenoiser | Model) -> bool:
     """Whether a denoiser's network takes conditions: labels, vectors or token sequences."""
-    config: Any = getattr(denoiser.net, "config", {})
+    config: Any = {} if isinstance(model, Model) else getattr(model.net, "config", {})
     return any(config.get(name) for name in ("classes", "cond_dim", "tokens"))
 
 
@@ -38,13 +39,13 @@ class Drawing:
     """A settled way to draw from a model.
 
     Args:
-        denoiser: guided, if it is to be.
+        denoiser: a `Denoiser`, guided if it is to be; or a classic `Model`.
         cond: rows of conditions taken in turn (sample i has row i mod m), or None.
         guidance: the scale; 1 is none.
         options: solver, grid, steps, nfe and brownian for `sample`.
     """
 
-    denoiser: Denoiser
+    denoiser: Any
     cond: Tensor | None
     guidance: float
     options: dict[str, Any]
@@ -67,6 +68,9 @@ class Drawing:
             raise ConfigError(f"n: given {n}, must be at least 1")
         numbers = torch.arange(64 if n is None else n) if indices is None else torch.as_tensor(indices)
         cond, pad = self.rows(numbers), batch_size is not None
+        if isinstance(self.denoiser, Model):
+            keys: dict[str, Any] = {"batch_size": batch_size, "pad": pad, "progress": progress}
+            return self.denoiser.sample(n, indices=numbers, seed=seed, **keys), None
         x = sample(
             self.denoiser,
             n=n,
@@ -82,7 +86,7 @@ class Drawing:
 
 
 def settle(
-    denoiser: NetDenoiser,
+    denoiser: NetDenoiser | Model,
     options: Sampling | None = None,
     *,
     cond: Tensor | int | None = None,
@@ -96,7 +100,7 @@ def settle(
     """How to draw from a model: what is given here, else what `options` say, else `sample`'s defaults.
 
     Args:
-        denoiser: a trained one.
+        denoiser: a trained one, or a classic model, which draws in its own way.
         options: the `sampling` section of its recipe.
         cond: a label for all, or rows of labels, vectors or token sequences (m, ...) taken in turn; default every
             class in turn, if there are classes.
@@ -105,8 +109,15 @@ def settle(
         brownian: as in `sample`, but of a stochastic solver only.
 
     Raises:
-        ConfigError: guidance without anything to be guided to, or a Brownian path for a solver that draws no noise.
+        ConfigError: guidance without anything to be guided to, a Brownian path for a solver that draws no noise, or
+            any of these for a classic model.
     """
+    if isinstance(denoiser, Model):
+        given = {"cond": cond, "guidance": guidance, "solver": solver, "grid": grid, "steps": steps, "nfe": nfe}
+        for name, value in (given | {"brownian": brownian or None}).items():
+            if value is not None:
+                raise ConfigError(f"{name}: given, but a {type(denoiser).__name__} draws in its own way; leave it out")
+        return Drawing(denoiser, None, 1.0, {})
     classes = class_count(denoiser)
     if cond is None:
         rows = torch.arange(classes) if classes else None
@@ -132,7 +143,7 @@ def settle(
 
 
 def draw(
-    denoiser: NetDenoiser,
+    denoiser: NetDenoiser | Model,
     options: Sampling | None = None,
     n: int | None = None,
     *,

@@ -29,10 +29,10 @@ class Tally:
 
     Args:
         device: where the losses are.
-        horizon: T; the histogram of the loss has ten equal bins of t / T.
+        horizon: T; the histogram of the loss has ten equal bins of t / T. None: there are no times.
     """
 
-    def __init__(self, device: torch.device, horizon: float) -> None:
+    def __init__(self, device: torch.device, horizon: float | None) -> None:
         self.device, self.horizon = device, horizon
         self.clear()
 
@@ -48,7 +48,7 @@ class Tally:
         """Take in a part of a batch: what is minimised, the plainly weighted errors, and the times, (B,) each."""
         loss, error = loss.detach().double(), error.detach().double()
         good = loss.isfinite() & error.isfinite()
-        place = (t.to(error.device) / self.horizon * BINS).long().clamp(0, BINS - 1)
+        place = (t.to(error.device) / (self.horizon or 1.0) * BINS).long().clamp(0, BINS - 1)
         self.sums.index_add_(0, place, torch.where(good, error, 0.0))
         self.sums.index_add_(0, place + BINS, good.double())
         self.sums[-2:] += torch.stack([torch.where(good, loss, 0.0).sum(), good.sum().double()])
@@ -71,7 +71,7 @@ class Tally:
         return {
             "loss": _ratio(sums[-2], sums[-1]),
             "gradient_norm": _ratio(norm, steps),
-            "loss_by_time": by_time,
+            **({} if self.horizon is None else {"loss_by_time": by_time}),
             "samples_per_second": samples / elapsed,
             "data_wait": self.wait / elapsed,
             "memory_mb": _memory(self.device),
@@ -156,7 +156,7 @@ class Journal:
             for name, value in record.items():
                 if isinstance(value, (int, float)) and name != "step":
                     self.board.add_scalar(name, value, record["step"])
-            for i, value in enumerate(record["loss_by_time"]):
+            for i, value in enumerate(record.get("loss_by_time", ())):
                 if value is not None:
                     self.board.add_scalar(f"loss_by_time/{i}", value, record["step"])
 

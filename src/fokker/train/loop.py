@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import noise as philox
+from ..classic import Model
 from ..data import Samples, picture
 from ..denoiser import NetDenoiser
 from ..errors import ConfigError, FileError
@@ -56,14 +57,18 @@ def batch_rows(seed: int, step: int, batch: int, n: int, known: dict[int, Tensor
 class Step(nn.Module):
     """The losses of a part of a batch as a module, so that what wraps it sees every parameter."""
 
-    def __init__(self, denoiser: NetDenoiser, objective: Denoising) -> None:
+    def __init__(self, model: NetDenoiser | Model, objective: Denoising) -> None:
         super().__init__()
-        self.denoiser, self.objective = denoiser, objective
-        self.learned = objective.learned(denoiser.process)
+        self.model, self.objective = model, objective
+        self.learned = nn.ModuleDict() if isinstance(model, Model) else objective.learned(model.process)
 
     def forward(self, x0: Tensor, cond: Tensor | None, keys: dict[str, Any]) -> Terms:
         """x0 (B, *event), cond (B, ...) or None, keys of the randomness -> terms."""
-        terms = self.objective.terms(self.denoiser, x0, cond, learned=self.learned, **keys)
+        if isinstance(self.model, Model):
+            loss = self.model.losses(x0, **{name: keys[name] for name in ("seed", "step", "positions")})
+            zero = torch.zeros_like(loss.detach())
+            return Terms(loss, zero, loss.detach(), zero + 1.0, zero)
+        terms = self.objective.terms(self.model, x0, cond, learned=self.learned, **keys)
         self.objective.observe(self.learned, terms)  # here, where split weights are whole
         return terms
 
@@ -81,11 +86,11 @@ class Loop:
     Args:
         recipe: what to train.
         samples: the training set.
-        denoiser: a fresh model.
+        model: a fresh one.
         team: the processes.
     """
 
-    def __init__(self, recipe: Recipe, samples: Samples, denoiser: NetDenoiser, team: Team) -> None:
+    def __init__(self, recipe: Recipe, samples: Samples, model: NetDenoiser | Model, team: Team) -> None:
         self.recipe, self.options, self.samples, self.team = recipe, recipe.train, samples, team
         options, self.device = recipe.train, team.device
         if options.batch < team.size * options.accumulate:
@@ -98,24 +103,31 @@ class Loop:
             raise ConfigError(
                 "train.channels_last: given True with train.shard=True, which torch cannot; leave one out"
             )
-        self.conditional = is_conditional(denoiser)
+        classic = isinstance(model, Model)
+        for name in ("compile", "shard"):
+            if classic and getattr(options, name):
+                raise ConfigError(f"train.{name}: given True, but a {type(model).__name__} cannot be; leave it out")
+        if isinstance(model, Model) and model.alone and team.size > 1:
+            raise ConfigError(f"a {type(model).__name__} like this one is trained by one process, not by {team.size}")
+        self.conditional = is_conditional(model)
         # Pictures of a model without classes are drawn for conditions of the data.
         known = samples.take(torch.arange(min(recipe.sampling.n, len(samples))))[1]
-        self.examples = known if self.conditional and not class_count(denoiser) else None
+        self.examples = known if self.conditional and not class_count(model) else None
         if options.channels_last:
-            denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        denoiser.to(self.device).train()
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(self.device).train()
         # Holds an average while it is looked at; where weights are split, on the CPU until it is.
-        self.averaged = copy.deepcopy(denoiser).eval().requires_grad_(False).to("cpu" if self.split else self.device)
-        self.module = Step(denoiser, recipe.objective).to(self.device)
+        self.averaged = copy.deepcopy(model).eval().requires_grad_(False).to("cpu" if self.split else self.device)
+        self.module = Step(model, recipe.objective).to(self.device)
+        net = model if isinstance(model, Model) else model.net
         if options.compile:
-            denoiser.net.compile()
-        self.wrapped = team.wrap(self.module, _blocks(denoiser.net), self.split)
+            net.compile()
+        self.wrapped = team.wrap(self.module, _blocks(net), self.split)
         self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self.weights = {
-            name.removeprefix("denoiser."): p for name, p in self.parameters.items() if name.startswith("denoiser.")
+            name.removeprefix("model."): p for name, p in self.parameters.items() if name.startswith("model.")
         }
-        self.beside = [p for name, p in self.parameters.items() if not name.startswith("denoiser.")]
+        self.beside = [p for name, p in self.parameters.items() if not name.startswith("model.")]
         self.optimiser = make_optimiser(
             options.optimiser,
             self.weights.values(),
@@ -131,7 +143,7 @@ class Loop:
         fused = bool(self.optimiser.defaults.get("fused")) and isinstance(self.optimiser, SELF_SKIPPING)
         self.skips_itself = fused and not self.split and not self.scaler.is_enabled()
         self.skipped, self.streak = (torch.zeros((), dtype=torch.int64, device=self.device) for _ in range(2))
-        self.tally = Tally(self.device, denoiser.process.T)
+        self.tally = Tally(self.device, None if isinstance(model, Model) else model.process.T)
         self.since = 0
         self.data = _fingerprint(samples)
         self.orders: dict[int, Tensor] = {}
@@ -185,7 +197,8 @@ class Loop:
         self._update(flags[0])
         self.tally.norm(norm)
         self.averages.update(step)
-        self.recipe.objective.refresh(self.module.learned, step, team.sum)
+        if self.module.learned:
+            self.recipe.objective.refresh(self.module.learned, step, team.sum)
         self.since += 1
         # Reading a number waits for the device: on the CPU there is nothing to wait for.
         if self.device.type == "cpu" or (step + 1) % PATIENCE == 0:
@@ -227,7 +240,7 @@ class Loop:
 
     def state(self, step: int) -> State:
         """Everything that the next step needs; every process must ask for it."""
-        if self.team.size > 1:
+        if self.team.size > 1 and self.module.learned:
             self.recipe.objective.gather(self.module.learned, self.team.sum)
         tensors = {f"model/{name}": self._kept(value) for name, value in self.module.state_dict().items()}
         tensors |= {f"average/{name}": value for name, value in self._averages().items()}
@@ -268,7 +281,7 @@ class Loop:
                 shard: Any = shard_of(tensors.pop(f"average/{name}"), self.weights[name.partition("/")[2]])
                 average[name] = shard.to_local() if hasattr(shard, "to_local") else shard
             self.averages.load(average)
-            if self.team.size > 1:  # what one process had counted counts once
+            if self.team.size > 1 and self.module.learned:  # what one process had counted counts once
                 self.recipe.objective.gather(self.module.learned, lambda value: value)
             kept: dict[int, dict[str, Any]] = {}
             for i, (name, parameter) in enumerate(self.parameters.items()):
@@ -303,14 +316,14 @@ class Loop:
             write_snapshot(folder, step, self.averages, tensors)
 
     @torch.no_grad()
-    def look(self) -> NetDenoiser:
+    def look(self) -> NetDenoiser | Model:
         """The model with (the first of) its averages as weights; every process must ask for it."""
         own = dict(self.averaged.named_parameters())
         for name, value in self.averages.values(0).items():
             full = whole(value, self.weights[name])
             if self.team.first:
                 own[name].copy_(full)
-        for mine, theirs in zip(self.averaged.buffers(), self.module.denoiser.buffers(), strict=True):
+        for mine, theirs in zip(self.averaged.buffers(), self.module.model.buffers(), strict=True):
             mine.copy_(whole(theirs))
         return self.averaged
 

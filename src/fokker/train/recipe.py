@@ -1,4 +1,7 @@
-"""A recipe: one YAML file that names data, process, network, objective, training and sampling."""
+"""A recipe: one YAML file that names data, process, network, objective, training and sampling.
+
+With `model` in the place of process, net, denoiser and objective it trains one of `fokker.classic`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field
-from torch import nn
 
+from ..classic import Model
 from ..component import component
 from ..data import Data, Samples
 from ..denoiser import NetDenoiser
@@ -25,21 +28,26 @@ from .options import SECTIONS, Reads, Run, Sampling, Training
 
 __all__ = ["Recipe", "read", "recipe_names", "recipes_folder"]
 
+DIFFUSION = ("process", "net", "denoiser", "objective")  # what a recipe with a `model` does not have
+
 
 @component
 class Recipe:
-    """Everything a training needs; every field but `data` and `net` has a default.
+    """Everything a training needs; every field but `data` and one of `net` and `model` has a default.
 
     Args:
         data: a data source.
         net: the network's kind and fields; what follows from the data (channels, size, dim, classes) is filled in.
+        model: in place of process, net, denoiser and objective: a classic model's kind and fields; its shape is filled
+            in from the data.
         name: names the run's folder.
         process, denoiser, objective, train, sampling, run: the sections.
     """
 
     key: ClassVar[str] = "recipe"
     data: Annotated[Data, resolves("data")]
-    net: dict[str, Any]
+    net: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
     name: str = "run"
     process: Annotated[Process, resolves("process")] = Field(default_factory=lambda: build("process", "flow"))
     denoiser: Reads = Reads()
@@ -53,11 +61,24 @@ class Recipe:
         """The run's folder."""
         return Path(self.run.dir or f"runs/{self.name}")
 
-    def model(self, samples: Samples) -> NetDenoiser:
-        """A fresh denoiser for these samples; the network's sizes follow from them where they are not given."""
+    def __post_init__(self) -> None:
+        if (self.net is None) == (self.model is None):
+            given = "neither" if self.net is None else "both"
+            raise ConfigError(
+                f"recipe: given {given} of net (a denoiser's network) and model (a classic model): give one of them"
+            )
+
+    def fresh(self, samples: Samples) -> NetDenoiser | Model:
+        """A fresh denoiser or classic model for these samples; sizes follow from them where they are not given."""
+        shape, cond = samples.shape, samples.cond
+        if self.model is not None:
+            model: Model = build("model", {"shape": shape} | self.model)
+            if model.shape != shape:
+                raise ConfigError(f"model.shape: given {model.shape}, but the data has {shape}; leave it out")
+            return model
+        assert self.net is not None
         values = dict(self.net)
         cls = lookup("net", str(values.get("kind", "")))
-        shape, cond = samples.shape, samples.cond
         facts = {"dim": math.prod(shape), "channels": shape[0], "size": shape[-1], "axes": len(shape) - 1}
         facts["classes"] = len(samples.classes)
         if cond is not None:
@@ -69,18 +90,22 @@ class Recipe:
         reads = {name: getattr(self.denoiser, name) for name in _names(Reads)}
         return NetDenoiser(net, self.process, shape=shape, **reads)
 
-    def resolved(self, net: nn.Module | None = None) -> dict[str, Any]:
-        """The recipe as plain values for YAML: every default written out, the network's too if it is given, and the
-        data's paths, which count from the current folder, made absolute."""
-        parts = {"name": self.name} | {
-            name: spec(getattr(self, name), path=name, inline=2**20) for name in ("data", "process", "objective")
-        }
-        sections: dict[str, Any] = {}
-        for name in SECTIONS:
-            section = getattr(self, name)
-            sections[name] = {field: spec(getattr(section, field), inline=2**20) for field in _names(type(section))}
+    def resolved(self, made: NetDenoiser | Model | None = None) -> dict[str, Any]:
+        """The recipe as plain values for YAML: every default written out, the network's too if what was made is given,
+        and the data's paths, which count from the current folder, made absolute."""
+        wanted = ("data",) if self.model is not None else ("data", "process", "objective")
+        parts = {"name": self.name} | {name: spec(getattr(self, name), path=name, inline=2**20) for name in wanted}
         parts["data"] = _placed(parts["data"])
-        return parts | {"net": self.net if net is None else spec(net)} | sections
+        if self.model is not None:
+            parts["model"] = self.model if made is None else spec(made)
+        else:
+            parts["net"] = self.net if made is None else spec(made.net)
+        for name, cls in SECTIONS.items():
+            fields_of = ["n"] if self.model is not None and name == "sampling" else _names(cls)
+            if self.model is None or name not in DIFFUSION:
+                section = getattr(self, name)
+                parts[name] = {field: spec(getattr(section, field), inline=2**20) for field in fields_of}
+        return parts
 
 
 def _placed(values: Any) -> Any:
@@ -141,18 +166,30 @@ def make(values: Mapping[str, Any]) -> Recipe:
             raise ConfigError(f"recipe has no key {name!r}: {closest(str(name), keys)}")
     _check_keys(values)
     parts = dict(values)
+    if parts.get("model") is not None:
+        _check_classic(parts)
     for name, cls in SECTIONS.items():
         if name in parts:
             if not isinstance(parts[name], Mapping):
                 raise ConfigError(f"{name}: given {parts[name]!r}, must be a mapping of keys to values")
             parts[name] = cls(**parts[name])
-    if isinstance(parts.get("net"), str):
-        parts["net"] = {"kind": parts["net"]}
-    if isinstance(parts.get("net"), Mapping):
-        lookup("net", str(parts["net"].get("kind", "")))
+    for name in ("net", "model"):
+        if isinstance(parts.get(name), str):
+            parts[name] = {"kind": parts[name]}
+        if isinstance(parts.get(name), Mapping):
+            lookup(name, str(parts[name].get("kind", "")))
     if isinstance(parts.get("objective"), Mapping):
         parts["objective"] = {"kind": "denoising"} | dict(parts["objective"])
     return Recipe(**parts)
+
+
+def _check_classic(parts: Mapping[str, Any]) -> None:
+    """Refuse what a denoiser's recipe has and a classic model's has not. Raises ConfigError."""
+    sampling = parts.get("sampling")
+    named = [name for name in DIFFUSION if name in parts]
+    named += [f"sampling.{name}" for name in (sampling if isinstance(sampling, Mapping) else ()) if name != "n"]
+    if named:
+        raise ConfigError(f"{named[0]}: given in a recipe with a `model`, which has no use for it; leave it out")
 
 
 def _check_keys(values: Any) -> None:

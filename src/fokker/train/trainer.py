@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import yaml
 
+from ..classic import Model
 from ..data import Samples
 from ..denoiser import NetDenoiser
 from ..errors import ConfigError, FileError
@@ -44,7 +45,7 @@ __all__ = ["fit", "resume"]
 
 RECIPE = "recipe.yaml"
 # What a run is, beside its data. Whatever else a recipe says may change on the way.
-_OWN = ("process", "net", "denoiser", "objective")
+_OWN = ("process", "net", "denoiser", "objective", "model")
 _OWN_TRAIN = ("batch", "seed", "optimiser", "optimiser_options", "ema")
 
 
@@ -125,7 +126,9 @@ def _agrees(old: Any, new: Any) -> bool:
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """What a resolved recipe says of what the run is."""
-    return {name: values[name] for name in _OWN} | {f"train.{name}": values["train"][name] for name in _OWN_TRAIN}
+    return {name: values[name] for name in _OWN if name in values} | {
+        f"train.{name}": values["train"][name] for name in _OWN_TRAIN
+    }
 
 
 # What processes leave that were killed while they wrote: our own files, and those that safetensors writes for them.
@@ -188,15 +191,15 @@ def _train(recipe: Recipe, progress: bool, resumed: bool) -> Path:
     devices = [torch.cuda.current_device()] if team.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # the caller's generator is left as it was
         torch.manual_seed(recipe.train.seed)  # initial weights
-        denoiser = recipe.model(samples)
+        model = recipe.fresh(samples)
         # What cannot be saved, drawn or trained is said before an hour is spent and before a folder is made.
-        spec(denoiser, {})
-        resolved = recipe.resolved(denoiser.net)
+        spec(model, {})
+        resolved = recipe.resolved(model)
         resolved["run"]["id"] = (recipe.run.id if resumed else "") or uuid.uuid4().hex
-        _check_fit(recipe, samples, denoiser)
+        _check_fit(recipe, samples, model)
         codec = None if samples.codec is None else spec(samples.codec, inline=2**20)
         info = {"classes": list(samples.classes), "codec": codec, "recipe": resolved}
-        loop = Loop(recipe, samples, denoiser, team)
+        loop = Loop(recipe, samples, model, team)
         team.wait()
         if not team.first:
             return _run(loop, folder, info, progress=False, resumed=resumed)
@@ -259,9 +262,16 @@ def _run(loop: Loop, folder: Path, info: dict[str, Any], *, progress: bool, resu
     return folder
 
 
-def _check_fit(recipe: Recipe, samples: Samples, denoiser: NetDenoiser) -> None:
+def _check_fit(recipe: Recipe, samples: Samples, model: NetDenoiser | Model) -> None:
     """Refuse data, network and sampler that do not fit together. Raises ConfigError or UndeterminedError."""
-    classes = class_count(denoiser)
+    if recipe.train.tensorboard:
+        tensorboard_writer()
+    if isinstance(model, Model):
+        model.eval()
+        model.losses(samples.take(torch.arange(min(2, len(samples))))[0], seed=recipe.train.seed)
+        draw(model, n=1)
+        return
+    denoiser, classes = model, class_count(model)
     if classes and samples.labels is not None and int(samples.labels.max()) >= classes:
         raise ConfigError(f"net.classes: given {classes}, but the data has labels up to {int(samples.labels.max())}")
     x0, cond = samples.take(torch.arange(min(2, len(samples))))
@@ -272,8 +282,6 @@ def _check_fit(recipe: Recipe, samples: Samples, denoiser: NetDenoiser) -> None:
         recipe.objective(denoiser, x0, cond, learned=learned, seed=recipe.train.seed)
     steps = None if isinstance(recipe.sampling.grid, Times) else 1
     draw(denoiser, recipe.sampling, n=1, cond=None if classes else cond, steps=steps)
-    if recipe.train.tensorboard:
-        tensorboard_writer()
     if recipe.train.snapshot_every and not isinstance(recipe.train.ema, Power):
         raise ConfigError(f"train.snapshot_every: snapshots need {POWER}")
     denoiser.train()
