@@ -181,7 +181,7 @@ class Residual(Flow):
         return z.view(x.shape), log_det
 
     def trajectory(self, z: Tensor) -> Tensor:
-        """z and what every layer makes of it, (L + 1, B, *shape), by the fixed-point steps that the bound c asks for."""
+        """z and what every layer makes of it, (L + 1, B, *shape), by the fixed-point steps that c asks for."""
         states = [z.flatten(1)]
         count = math.ceil(math.log(0.1 * torch.finfo(z.dtype).eps) / math.log(self.lipschitz))
         for layer in reversed(self.layers):
