@@ -25,10 +25,10 @@ from ..calculus import Hutchinson, value_and_divergence
 from ..component import recorded
 from ..likelihood import log_prob
 from ..prediction import READINGS, Prediction
-from ..process import Flow as Path
+from ..process import Flow
 from ..sampling import sample
 from ..solvers import RK4, Adaptive
-from .flows import Flow, check
+from .flows import Bijection, check
 
 __all__ = ["CNF", "Velocity"]
 
@@ -53,7 +53,7 @@ class Velocity(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int, depth: int) -> None:
         super().__init__()
-        self.shape, self.process, self.lam_range = shape, Path(), (-math.inf, math.inf)
+        self.shape, self.process, self.lam_range = shape, Flow(), (-math.inf, math.inf)
         dim = math.prod(shape)
         sizes = [dim + 2 * FREQUENCIES] + [width] * depth
         hidden = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.SiLU())]
@@ -121,7 +121,7 @@ class _Adjoint(torch.autograd.Function):
 
 
 @recorded
-class CNF(Flow):
+class CNF(Bijection):
     """Continuous normalising flow, Eqs. (1) to (3); its divergence is exact up to 16 dimensions.
 
     Above them it is Hutchinson's, by one sign probe a sample, held along the path: then `log_prob` is right on average.

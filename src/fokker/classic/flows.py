@@ -22,7 +22,7 @@ from ..component import recorded
 from ..errors import ConfigError, MissingExtraError
 from .model import Model
 
-__all__ = ["Flow", "Planar", "RealNVP", "log_normal"]
+__all__ = ["Bijection", "Planar", "RealNVP", "log_normal"]
 
 NEWTON = 16  # steps to a planar layer's root, settled in float64 after 14 for w.u >= -1 + 1e-6 and |r| >= 1e-9
 
@@ -32,7 +32,7 @@ def log_normal(z: Tensor) -> Tensor:
     return -0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2.0 * math.pi)
 
 
-class Flow(Model):
+class Bijection(Model):
     """A bijection of N(0, I), Eqs. (1) to (3). A subclass has `forward` and `inverse`.
 
     Args:
@@ -75,7 +75,7 @@ class Flow(Model):
 
 
 @recorded
-class RealNVP(Flow):
+class RealNVP(Bijection):
     """Coupling layers: half of the coordinates, read by a network, sets a monotone map of every other one.
 
     affine: z_b = e^{s(x_a)} x_b + m(x_a), |s| < log 1000;   spline: rational-quadratic on [-5, 5], the identity outside
@@ -153,7 +153,7 @@ class RealNVP(Flow):
 
 
 @recorded
-class Planar(Flow):
+class Planar(Bijection):
     r"""Planar layers F_k(x) = x + u tanh(w.x + b), each of which bends space along one direction.
 
     det dF_k/dx = 1 + u.w tanh'(w.x + b),    u = u~ + (softplus(w.u~) - 1 - w.u~) w / |w|^2,  so that w.u > -1

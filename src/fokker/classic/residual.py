@@ -26,7 +26,7 @@ from ..calculus import Probes, jacobian
 from ..calculus.operators import dot, pulling, trace
 from ..component import recorded
 from ..errors import ConfigError
-from .flows import Flow, check
+from .flows import Bijection, check
 
 __all__ = ["Contraction", "Residual", "log_det_series", "roulette"]
 
@@ -111,7 +111,7 @@ def roulette(terms: int, survival: float, seed: int, index: Tensor, draw: int = 
 
 
 @recorded
-class Residual(Flow):
+class Residual(Bijection):
     """Residual layers, invertible because each is a contraction beside the identity.
 
     Up to 16 dimensions the log-determinant is that of the Jacobian; above them it is the roulette's, and `log_prob` is
