@@ -1,6 +1,7 @@
 """Log-likelihoods of diffusion models, by the ODE, the variational bound and weighted paths; bits; latents."""
 
 from .bound import Bound, elbo
+from .budget import Budget, error_budget
 from .flow import LogProb, log_prob
 from .latents import interpolate, slerp
 from .paths import Weighted, path_kl, weighted_log_prob
@@ -8,11 +9,13 @@ from .pixels import bits_per_dim, dequantise
 
 __all__ = [
     "Bound",
+    "Budget",
     "LogProb",
     "Weighted",
     "bits_per_dim",
     "dequantise",
     "elbo",
+    "error_budget",
     "interpolate",
     "log_prob",
     "path_kl",

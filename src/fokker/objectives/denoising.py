@@ -24,7 +24,8 @@ from ..prediction import Denoiser, coefficients, reading
 from ..process import Process, expand
 from ..registry import resolves
 from .learned import AdaptiveLaw, StepLaw, surrogate
-from .times import LogNormal, TimeLaw, UniformTimes
+from .regularisers import Regulariser
+from .times import Levels, LogNormal, TimeLaw, UniformTimes
 from .weighting import EDMWeight, Sigma2, Uniform, Weight
 
 __all__ = ["Denoising", "Terms"]
@@ -61,6 +62,8 @@ class Denoising:
             w p, Table 6.1); "replace": `times` only proposes, the loss is int w(t) mse(t) dt, estimated by w / p.
         stratified: draw one time from each of B equal slices of the law (less variance, same mean).
         cond_dropout: share of conditions replaced by the null condition, for classifier-free guidance.
+        regulariser: what is added to the loss: "fokker-planck" or "martingale", whose value is 0 at the exact
+            denoiser; None for nothing.
     """
 
     predict: str = "velocity"
@@ -69,6 +72,7 @@ class Denoising:
     density: Literal["multiply", "replace"] = "multiply"
     stratified: bool = False
     cond_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    regulariser: Annotated[Regulariser | None, resolves("regulariser")] = None
 
     def __post_init__(self) -> None:
         reading(self.predict)
@@ -83,6 +87,12 @@ class Denoising:
     def dsm(cls, **changes: Any) -> Denoising:
         """Denoising score matching: the score, weight sigma^2, uniform times (Song & Ermon 2019; book Eq. 4.2.1)."""
         defaults: dict[str, Any] = {"predict": "score", "weight": Sigma2(), "times": UniformTimes()}
+        return cls(**defaults | changes)
+
+    @classmethod
+    def ncsn(cls, levels: int = 10, **changes: Any) -> Denoising:
+        """The score at geometric noise levels, each as likely, weight sigma^2 (Song & Ermon 2019; book Eq. 3.4.1)."""
+        defaults: dict[str, Any] = {"predict": "score", "weight": Sigma2(), "times": Levels(levels)}
         return cls(**defaults | changes)
 
     @classmethod
@@ -147,14 +157,7 @@ class Denoising:
             dropped = philox.uniform(seed, rows, (), **key(2)) < self.cond_dropout
             cond = torch.where(dropped.reshape(-1, *[1] * (cond.ndim - 1)), null_like(cond), cond)
         x = process.perturb(x0, t, eps)
-        weighed = self.weight.of(reading(self.predict))
-        prediction = denoiser(x, t, cond)
-        source = weighed if denoiser.reading is None else denoiser.reading
-        value = prediction.value if denoiser.reading is not None else prediction.read(weighed)
-        A, B, k = source.row(process, t)
-        target = expand(A / k, x) * x0 + expand(B / k, x) * eps
-        weight = self.weight.value(process, t) * coefficients(process, t, source, weighed)[1] ** 2
-        squared = (value - target).to(eps.dtype).square().flatten(1).mean(1)
+        weight, squared = self._squared(denoiser, x, t, cond, x0, eps, (seed, step, rows))
         ratio = torch.ones_like(t) if q is None else 1.0 / q.detach()
         measure = ratio if self.density == "multiply" else ratio / self.times.density(process, t)
         loss = error = (weight * measure).to(squared.dtype) * squared
@@ -163,7 +166,31 @@ class Denoising:
             loss = error / log_variance.exp() + measure.to(error.dtype) * log_variance
         if q is not None and q.requires_grad:
             loss = loss + surrogate(self._integrand(u_of, t, error.detach() / ratio), q).to(loss.dtype)
+        if self.regulariser is not None:
+            penalty = self.regulariser.penalty(denoiser, x, t, cond, seed=seed, step=step, rows=rows)
+            loss = loss + (ratio * penalty).to(loss.dtype)
         return Terms(loss, t, error.detach(), ratio, place)
+
+    def _squared(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        t: Tensor,
+        cond: Tensor | None,
+        x0: Tensor,
+        eps: Tensor,
+        keys: tuple[int, int, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """(w, |m - m*|^2 / D) of every row, (B,) each; keys are the seed, the step and the positions."""
+        process = denoiser.process
+        weighed = self.weight.of(reading(self.predict))
+        prediction = denoiser(x, t, cond)
+        source = weighed if denoiser.reading is None else denoiser.reading
+        value = prediction.value if denoiser.reading is not None else prediction.read(weighed)
+        A, B, k = source.row(process, t)
+        target = expand(A / k, x) * x0 + expand(B / k, x) * eps
+        weight = self.weight.value(process, t) * coefficients(process, t, source, weighed)[1] ** 2
+        return weight, (value - target).to(eps.dtype).square().flatten(1).mean(1)
 
     def _modules(self, learned: nn.ModuleDict | None) -> tuple[nn.Module | None, StepLaw | None]:
         """(u, the law of places) of what was given. Raises ConfigError if something is missing."""
