@@ -36,6 +36,10 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "denoiser": {"net": "fokker.denoiser:NetDenoiser"},
     "model": {
+        "realnvp": "fokker.classic:RealNVP",
+        "planar": "fokker.classic:Planar",
+        "residual": "fokker.classic:Residual",
+        "cnf": "fokker.classic:CNF",
         "vae": "fokker.classic:VAE",
         "hvae": "fokker.classic:HVAE",
         "energy": "fokker.classic:Energy",
