@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fokker.calculus import jacobian
-from fokker.figures import draw, figures_of
+from fokker.figures import calculus_numbers, draw, figures_of
 from fokker.figures import likelihood_numbers as numbers
 from fokker.figures import transport_numbers as moved
 from fokker.figures.score_numbers import LINE, PLANE
@@ -101,6 +101,28 @@ def test_picard_by_its_measured_errors() -> None:
     assert float(found.euler[1]) == pytest.approx(0.9)  # 1 + h (-1 + sin 0)
 
 
+def test_stiff_errors_are_those_of_the_inventory() -> None:
+    found = calculus_numbers.stiff_errors((10, 160, 320))
+    for name, coarse, order in (
+        ("Euler", 5e4, 1),
+        ("Heun", 9e6, 2),
+        ("exponential Euler", 1.6e-2, 1),
+        ("exponential Heun", 1.6e-3, 2),
+    ):
+        errors = found[name]
+        assert errors[0] == pytest.approx(coarse, rel=0.35), name
+        assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.12), name
+    assert math.log2(found["RK4"][1] / found["RK4"][2]) == pytest.approx(4.0, abs=0.35)
+
+
+def test_stochastic_sums() -> None:
+    found = calculus_numbers.stochastic_sums()
+    assert found.steps[0] == 2 and found.steps[-1] == 4096
+    torch.testing.assert_close(found.middle, torch.full((12,), 0.5 * found.end**2, dtype=F64))
+    torch.testing.assert_close(found.left, 0.5 * (found.end**2 - found.variation))
+    assert float(found.variation[-1]) == pytest.approx(1.0, abs=4.0 * math.sqrt(2.0 / 4096))
+
+
 def test_girsanov_weights_have_their_normal_law() -> None:
     found = numbers.girsanov(delta=0.8, n=4000, horizon=1.5, steps=50)
     assert found.kl == pytest.approx(0.5 * 0.64 * 1.5)
@@ -159,6 +181,9 @@ def test_the_bound_by_quadrature_is_what_elbo_estimates() -> None:
     tight = numbers.bound(truth, x[:, 0])
     torch.testing.assert_close(tight, LINE.log_prob(x), rtol=0, atol=0.01)
     assert bool((exact[[0, 1, 3]] < tight[[0, 1, 3]] - 0.05).all())
+    high = torch.tensor([0.9, 1.05, 1.2, 1.35, 1.5], dtype=F64)  # as the caption says: above, from 1 to 1.4
+    above = numbers.bound(wrong, high) > LINE.log_prob(high[:, None])
+    assert above.tolist() == [False, True, True, True, False]
 
 
 def test_the_budget_is_the_divergence_of_the_paths() -> None:
@@ -191,7 +216,7 @@ def test_the_set_is_whole() -> None:
     captions = " ".join(figure.caption for figure in figures)
     for number in ("5.1", "5.2", "5.3", "A.1", "B.1", "B.2"):
         assert f"Book Fig. {number}:" in captions
-    assert len({figure.name for figure in figures}) == len(figures) == 14
+    assert len({figure.name for figure in figures}) == len(figures) == 16
 
 
 def test_pictures_are_the_same_again(tmp_path: Path) -> None:
@@ -203,4 +228,4 @@ def test_pictures_are_the_same_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
     made = draw("likelihood", tmp_path)
-    assert len(made) == 14 and all(path.stat().st_size < 250_000 for path in made)
+    assert len(made) == 16 and all(path.stat().st_size < 250_000 for path in made)
