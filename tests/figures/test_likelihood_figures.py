@@ -33,9 +33,9 @@ def test_couplings_are_bijections_with_their_determinants() -> None:
     whole = jacobian(lambda z: moved.push(z)[-1], z)
     torch.testing.assert_close(torch.linalg.slogdet(whole).logabsdet, total, rtol=0, atol=1e-12)
     torch.testing.assert_close(moved.pull(states[-1]), moved.normal_log_prob(z) - total, rtol=0, atol=1e-12)
-    axis = torch.linspace(-12.0, 12.0, 481, dtype=F64)
+    axis = torch.linspace(-12.0, 12.0, 241, dtype=F64)
     density = moved.pull(torch.cartesian_prod(axis, axis)).exp()
-    assert float(density.sum()) * 0.05**2 == pytest.approx(1.0, abs=2e-4)
+    assert float(density.sum()) * 0.1**2 == pytest.approx(1.0, abs=2e-4)
 
 
 def test_layers_are_eulers_steps_of_the_flow() -> None:
@@ -57,7 +57,7 @@ def test_eulers_steps() -> None:
 
 
 def test_every_rung_of_the_ladder_moves_samples_and_density_alike() -> None:
-    rows = moved.ladder(n=3000)
+    rows = moved.ladder(n=2000)
     for row, times in zip(rows, (None, None, (1.0, 0.5, 0.25, 0.05), (0.0, 0.1, 0.25, 0.6)), strict=True):
         for k, level in enumerate(row):
             assert float(torch.trapezoid(level.density, level.x)) == pytest.approx(1.0, abs=2e-3)
@@ -65,7 +65,7 @@ def test_every_rung_of_the_ladder_moves_samples_and_density_alike() -> None:
             x = level.samples.sort().values
             share = below[(torch.searchsorted(level.x, x) - 1).clamp(0, len(below) - 1)]
             empirical = (torch.arange(len(x), dtype=F64) + 0.5) / len(x)
-            assert float((share - empirical).abs().max()) < 0.06  # Kolmogorov: .03, and a cell of the grid
+            assert float((share - empirical).abs().max()) < 0.07  # Kolmogorov: .04, and a cell of the grid
             if times is not None:
                 want = LINE.at(VP(), times[k]).log_prob(level.x[:, None]).exp()
                 torch.testing.assert_close(level.density, want, rtol=0, atol=2e-4)
@@ -220,7 +220,7 @@ def test_the_set_is_whole() -> None:
 
 
 def test_pictures_are_the_same_again(tmp_path: Path) -> None:
-    made = [draw("likelihood", tmp_path / folder, only=["picard", "euler-steps"]) for folder in ("a", "b")]
+    made = [draw("likelihood", tmp_path / folder, only=["picard"]) for folder in ("a", "b")]
     for one, two in zip(*made, strict=True):
         assert one.read_bytes() == two.read_bytes() and one.stat().st_size < 90_000
 

@@ -72,7 +72,7 @@ class Sums(NamedTuple):
     end: float
 
 
-def stochastic_sums(finest: int = 12, seed: int = 3) -> Sums:
+def stochastic_sums(finest: int = 12, seed: int = 1) -> Sums:
     """Left-point (Ito) and midpoint (Stratonovich) sums of one Wiener path, read at 2 to 2^finest steps."""
     times = torch.linspace(0.0, 1.0, 2**finest + 1, dtype=F64)
     steps = wiener(seed, torch.arange(1), times, ())
