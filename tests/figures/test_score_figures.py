@@ -60,13 +60,13 @@ def test_the_field_is_the_gradient_of_the_density() -> None:
 
 
 def test_learned_score_has_its_floor_and_fails_where_data_is_rare() -> None:
-    found = numbers.learn_score()
+    found = numbers.learn_score(steps=450)
     law = numbers.clean(numbers.FAR, 0.5)
     x = law.sample(20_000, seed=5, dtype=F64)
     square = law.score(x).square().sum(1)
     floor = 2.0 - 0.25 * float(square.mean())
     assert found.floor == pytest.approx(floor, abs=4.0 * 0.25 * float(square.std()) / math.sqrt(20_000))
-    assert 0.0 < found.error < 0.02  # of 2
+    assert 0.0 < found.error < 0.03  # of 2
     assert float(found.losses[-10:].mean()) == pytest.approx(found.floor + found.error, abs=0.03)
     wrong = (found.learned - found.true).norm(dim=1)
     assert float(wrong[found.log_prob < -12.0].median()) > 5.0 * float(wrong[found.log_prob > -5.0].median())

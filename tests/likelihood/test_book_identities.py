@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 from numpy.polynomial.legendre import leggauss
+from scipy.special import ndtri
 from torch import Tensor
 
 import fokker as fk
@@ -132,6 +134,51 @@ def test_the_joint_law_of_the_ends_tells_sde_from_ode() -> None:
     assert covariance(RK4(), 100) == pytest.approx(math.sqrt(early * V), abs=1e-5)
     assert want < 0.01 * math.sqrt(early * V)
     assert float(process.alpha(1.0)) == pytest.approx(0.00657, abs=5e-6)
+
+
+def cdf(x: Tensor, alpha: float, sigma: float) -> Tensor:
+    """The distribution function of the mixture's alpha x_0 + sigma eps."""
+    parts = ((0.3, -2.0, 0.16), (0.7, 1.5, 0.36))
+    return sum(w * torch.special.ndtr((x - alpha * m) / math.sqrt(alpha**2 * v + sigma**2)) for w, m, v in parts)
+
+
+def test_three_conditionals_have_one_marginal() -> None:
+    """Sec. 4.1.5: the Gaussian kernel, the flow's image, and either by the toss of a coin; corr(x_0, x_t) differs.
+
+    The kernel's is alpha s_0 / sqrt(alpha^2 s_0^2 + sigma^2) = .8715, whatever the data.
+    """
+    process, t, n = fk.VP(), 0.25, 20_000
+    index = torch.arange(n)
+    x0 = MIXTURE.sample(n, dtype=F64)
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    kernel = process.perturb(x0, t, fk.noise.normal(1, index, (1,), domain="training", dtype=F64))
+    image = MIXTURE.flow_map(process, x0, 0.0, t)
+    coin = fk.noise.uniform(2, index, (1,), domain="training", dtype=F64) < 0.5
+    found = []
+    for x in (kernel, image, torch.where(coin, kernel, image)):
+        below = cdf(x[:, 0].sort().values, alpha, sigma)
+        away = (below - (torch.arange(n, dtype=F64) + 0.5) / n).abs().max()
+        assert float(away) < 2.0 / math.sqrt(n)  # Kolmogorov: passed with probability .9993
+        found.append(float(torch.corrcoef(torch.stack([x0[:, 0], x[:, 0]]))[0, 1]))
+    s0 = float(MIXTURE.moments().cov.sqrt())
+    want = alpha * s0 / math.hypot(alpha * s0, sigma)
+    assert want == pytest.approx(0.8715, abs=5e-5) and found[0] == pytest.approx(want, abs=4.0 * (1.0 - want**2) / 141)
+    assert found[1] > 0.97 and found[2] == pytest.approx(0.5 * (found[0] + found[1]), abs=0.01)
+    # line 2157 prints Psi_{t->0}(x_0): its law is another
+    printed = MIXTURE.flow_map(process, x0, t, 0.0)
+    below = cdf(printed[:, 0].sort().values, alpha, sigma)
+    assert float((below - (torch.arange(n, dtype=F64) + 0.5) / n).abs().max()) > 20.0 / math.sqrt(n)
+
+
+def test_how_far_few_steps_of_the_reverse_sde_are_from_the_mixture() -> None:
+    """Sec. 4.2.2: W_1 of Euler-Maruyama, exact score, is .031 and .017 at 25 and 50 equal steps (floor .005)."""
+    process, n = fk.VP(), 20_000
+    levels = torch.from_numpy(ndtri((np.arange(n) + 0.5) / n))[:, None]
+    quantiles = MIXTURE.flow_map(process, levels, 1.0, 0.0)[:, 0]  # of N(0, 1) in place of p_T: a shift of .001
+    for steps, want in ((25, 0.031), (50, 0.017)):
+        times = torch.linspace(1.0, 1e-3, steps + 1, dtype=F64)
+        x = fk.sample(MIXTURE.denoiser(process), n=n, solver=EulerMaruyama(), grid=times, seed=7, dtype=F64)
+        assert float((x[:, 0].sort().values - quantiles).abs().mean()) == pytest.approx(want, abs=0.012)
 
 
 def test_a_standard_normal_stands_still_under_vp() -> None:
