@@ -71,8 +71,9 @@ def ito() -> Canvas:
     ):
         axes.semilogx(found.steps, values, "o-", color=colour, label=label)
         axes.axhline(limit, color=colour, ls="--", lw=1.0)
-        axes.text(2.0, limit, "$w_1^2 / 2$" if colour == ORANGE else "$(w_1^2 - 1) / 2$", color=colour, va="bottom")
+        axes.text(5e3, limit, "$w_1^2 / 2$" if colour == ORANGE else "$(w_1^2 - 1) / 2$", color=colour, va="bottom")
     axes.semilogx(found.steps, found.variation, "s:", color=GREY, label="quadratic variation, to 1")
+    axes.set(xlim=(1.7, 2e4), ylim=(-0.25, 1.5))
     axes.set(xlabel="steps", title="$\\int_0^1 w\\,dw$ along one path: where the integrand is taken matters")
     axes.legend()
     return figure
