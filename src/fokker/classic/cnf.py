@@ -125,8 +125,10 @@ class CNF(Bijection):
     """Continuous normalising flow, Eqs. (1) to (3); its divergence is exact up to 16 dimensions.
 
     Above them it is Hutchinson's, by one sign probe a sample, held along the path: then `log_prob` is right on average.
-    The loss integrates by the classical Runge-Kutta method in `steps` steps; `log_prob` and `draw` adaptively, so that
-    a loss that is low only by an error of integration does not count. `velocity` is the field, as a denoiser.
+    The loss integrates by the classical Runge-Kutta method in `steps` steps; `log_prob` and `draw` adaptively. A field
+    may learn to profit from errors of integration, most of all where `adjoint` is off (on two moons with steps 4 and a
+    learning rate of 1e-2 the loss fell to -8.7 nats, and the density's is 9.0): compare `log_prob`, and give the loss
+    more steps or smaller learning rates where the two part. `velocity` is the field, as a denoiser.
 
     Args:
         shape: of one sample.
