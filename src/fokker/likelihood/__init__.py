@@ -1,6 +1,7 @@
 """Log-likelihoods of diffusion models, by the ODE, the variational bound and weighted paths; bits; latents."""
 
 from .bound import Bound, elbo
+from .ddpm import ChainBound, ddpm_bound, optimal_variance
 from .flow import LogProb, log_prob
 from .latents import interpolate, slerp
 from .paths import Weighted, path_kl, weighted_log_prob
@@ -8,13 +9,16 @@ from .pixels import bits_per_dim, dequantise
 
 __all__ = [
     "Bound",
+    "ChainBound",
     "LogProb",
     "Weighted",
     "bits_per_dim",
+    "ddpm_bound",
     "dequantise",
     "elbo",
     "interpolate",
     "log_prob",
+    "optimal_variance",
     "path_kl",
     "slerp",
     "weighted_log_prob",

@@ -4,6 +4,7 @@ from .denoising import Denoising, Terms
 from .times import Adaptive, LearnedTimes, LogitNormal, LogNormal, TimeLaw, UniformTimes
 from .weighting import (
     SNR,
+    VLB,
     EDMMonotone,
     EDMWeight,
     Likelihood,
@@ -17,6 +18,7 @@ from .weighting import (
 
 __all__ = [
     "SNR",
+    "VLB",
     "Adaptive",
     "Denoising",
     "EDMMonotone",
