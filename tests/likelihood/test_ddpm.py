@@ -307,7 +307,7 @@ def test_fine_levels_are_the_bound_in_continuous_time() -> None:
             own = gaussian_terms(Chain(LAW.denoiser(process), "posterior"))[1]
             assert summed == pytest.approx(float(own.sum()), rel=1e-12)
     assert summed - 0.5 * math.log((1.0 + VAR * float(snr[0])) / (1.0 + VAR * float(snr[-1]))) == pytest.approx(
-        0.5 * 0.57722, abs=2e-3
+        0.5 * 0.57722, abs=4e-3
     )
 
 

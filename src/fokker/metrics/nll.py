@@ -2,6 +2,8 @@
 
     flow     of the probability-flow ODE's density; pictures are dequantised, and then it is never too low on average
     bound    of the reverse SDE's, by the variational bound: never too low; of pictures the probability of their bytes
+    ddpm     of the ancestral chain's, by the bound in discrete time, where the model's process is a chain: with the
+             network's variances, or the best for training rows
 
 Each is a mean over rows with its 95 % interval, mean +- 1.96 sd / sqrt(n), in which is the noise of probes, draws and
 dequantisation as well: they are fresh for every row. A row of the data's own numbers is x decoded; its density is that
@@ -23,9 +25,11 @@ from .. import noise as philox
 from ..calculus import Hutchinson
 from ..data import Codec, Samples, SignalCodec
 from ..data.columns import Number, TableCodec
+from ..denoiser import innermost
 from ..errors import ConfigError
-from ..likelihood import bits_per_dim, dequantise, elbo, log_prob
+from ..likelihood import bits_per_dim, ddpm_bound, dequantise, elbo, log_prob, optimal_variance
 from ..prediction import Denoiser
+from ..process import DiscreteVP
 from ..solvers import Adaptive
 from .report import as_markdown, as_table
 
@@ -41,14 +45,14 @@ class NllRow:
     """One negative log-likelihood, low is good.
 
     Args:
-        name: "flow" or "bound".
+        name: "flow", "bound" or "ddpm".
         split: "held out" or "train": where a model has learned rows by heart the two differ.
         value: the mean over rows.
         low, high: its 95 % interval.
         n: rows.
     """
 
-    name: Literal["flow", "bound"]
+    name: Literal["flow", "bound", "ddpm"]
     split: Literal["held out", "train"]
     value: float
     low: float
@@ -157,14 +161,15 @@ def nll(
     splits: list[tuple[Literal["held out", "train"], Samples]] = [("train", train)]
     if test is not None:
         splits.insert(0, ("held out", test))
-    total, done = 2 * sum(min(n, len(data)) for _, data in splits), 0
+    chain = isinstance(denoiser.process, DiscreteVP)
+    total, done = (2 + chain) * sum(min(n, len(data)) for _, data in splits), 0
     levels = LEVELS if train.is_image else None
     rows: list[NllRow] = []
     for split, data in splits:
         if min(n, len(data)) < 2:
             raise ConfigError(f"n: given {n}, and {len(data)} rows are {split}: must be at least 2")
 
-    def add(name: Literal["flow", "bound"], split: Literal["held out", "train"], cost: Tensor) -> None:
+    def add(name: Literal["flow", "bound", "ddpm"], split: Literal["held out", "train"], cost: Tensor) -> None:
         value, reach = float(cost.mean()), Z * float(cost.std()) / math.sqrt(len(cost))
         if not math.isfinite(value + reach):
             raise ConfigError(f"nll: {name}, {split}: the mean over {len(cost)} rows is {value}; is the model finite?")
@@ -180,6 +185,11 @@ def nll(
         more(0)
         return more
 
+    if chain:
+        variance: Any = "learned"
+        if not getattr(innermost(denoiser), "learned_variance", False):
+            x, cond = train.take(philox.permutation(seed, len(train), len(splits))[: 256 if small else 32])
+            variance = optimal_variance(denoiser, x, cond=cond if told else None, seed=seed, batch_size=batch_size)
     for number, (split, data) in enumerate(splits):
         x, cond = data.take(philox.permutation(seed, len(data), number)[:n])
         keys: dict[str, Any] = {"cond": cond if told else None, "batch_size": batch_size}
@@ -189,5 +199,15 @@ def nll(
         keys |= {"draws": draws, "levels": levels, "seed": seed}
         mass = elbo(denoiser, x, progress=says(f"bound, {split}"), **keys).value
         add("bound", split, volume - mass if levels is None else bits_per_dim(mass, train.shape))
-    facts = {"seed": seed, "draws": draws, "probes": 0 if probes is None else probes.probes, "conditional": told}
+        if chain:
+            mass = ddpm_bound(denoiser, x, variance=variance, progress=says(f"ddpm, {split}"), **keys).value
+            add("ddpm", split, volume - mass if levels is None else bits_per_dim(mass, train.shape))
+    facts: dict[str, Any] = {
+        "seed": seed,
+        "draws": draws,
+        "probes": 0 if probes is None else probes.probes,
+        "conditional": told,
+    }
+    if chain:
+        facts["variance"] = "learned" if variance == "learned" else "optimal"
     return NllReport(tuple(rows), "bits/dim" if levels else "nats", facts)
