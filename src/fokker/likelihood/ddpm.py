@@ -72,7 +72,7 @@ class Chain:
         variance: of its reverse steps, as in `Ancestral`.
 
     Attributes:
-        n: the levels first..last; on_x0, low: b and c of Eq. (5) there, `std` r, and "learned"'s low.
+        n: the levels first..last; on_x0, low, std: b, c and r of Eq. (5) there, for "learned" r where v = 0.
     """
 
     def __init__(self, denoiser: Denoiser, variance: str | Array | Tensor = "posterior") -> None:
@@ -92,22 +92,25 @@ class Chain:
                 f"process: {process} has {len(self.n)} levels in the denoiser's range of lam, must be >= 2"
             )
         self.first, self.last = int(self.n[0]), int(self.n[-1])
+        self.n = self.n.to(device_of(denoiser))
         self.lam = process.lam(self.n / process.steps)
         self.on_x0, self.low, self.high = process.reverse(self.n, self.first)
-        self.std = self.high if self.variance == "forward" else self.low
         if isinstance(self.variance, Array):
             c = torch.where(self.n == self.first, 0.0, self.low)
             self.std = optimal_std(self.variance, self.lam, self.on_x0, c)
+        else:
+            fixed = {"posterior": self.low, "forward": self.high}
+            self.std = fixed.get(self.variance, (self.low * self.high).sqrt())
 
     def predict(self, x: Tensor, k: Tensor, eps: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         """(x_0 - x0_hat, r) at levels n[k], k (B,), of clean x (B, *event) and noise; r ready to broadcast; float64."""
-        s = self.n.to(k.device)[k] / self.process.steps
+        s = self.n[k] / self.process.steps
         p = self.denoiser(self.process.perturb(x, s, eps), s, cond)
         return (x - p.x0).double(), self._std(p, k, x)
 
     def _std(self, p: Prediction, k: Tensor, x: Tensor) -> Tensor:
         def at(table: Tensor) -> Tensor:
-            return expand(table.to(k.device)[k], x.double())
+            return expand(table[k], x.double())
 
         if self.variance != "learned":
             return at(self.std)
@@ -117,7 +120,7 @@ class Chain:
 
     def kl(self, k: Tensor, missed: Tensor, std: Tensor) -> Tensor:
         """KL_n of Eq. (5), (B,), from what `predict` gives; k > 0."""
-        b, c = (expand(table.to(k.device)[k], missed) for table in (self.on_x0, self.low))
+        b, c = (expand(table[k], missed) for table in (self.on_x0, self.low))
         ratio = (c / std) ** 2
         return 0.5 * ((b * missed / std) ** 2 + ratio - 1.0 - ratio.log()).flatten(1).sum(1)
 
@@ -195,16 +198,14 @@ def _diffusion(
     chain: Chain, x: Tensor, draws: int | None, cond: Any, seed: int, index: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Estimates (M, B) of the parts of Eq. (4), and their standard errors."""
-    y = chain.clock().to(x.device)
-    edges = (
-        y
-        if draws is None
-        else torch.linspace(float(y[0]), float(y[-1]), draws // 2 + 1, dtype=y.dtype, device=y.device)
-    )
+    edges = y = chain.clock()
+    if draws is not None:
+        edges = torch.linspace(float(y[0]), float(y[-1]), draws // 2 + 1, dtype=y.dtype, device=y.device)
     width, events = edges.diff(), math.prod(x.shape[1:])
     v = x.double().flatten(1).square().mean(1)
-    alpha, sigma = (f(chain.n.to(x.device) / chain.process.steps) for f in (chain.process.alpha, chain.process.sigma))
-    on_x0, low, std = (table.to(x.device) for table in (chain.on_x0, chain.low, chain.std))
+    t = chain.n / chain.process.steps
+    alpha, sigma = chain.process.alpha(t), chain.process.sigma(t)
+    on_x0, low, std = chain.on_x0, chain.low, chain.std
     # The mean over the noise of KL_n of the denoiser of N(0, v I), where E|x_0 - x0_hat|^2 = d spread.
     ratio = ((low / std) ** 2)[:, None]
     spread = v * sigma[:, None] ** 2 / (alpha[:, None] ** 2 * v + sigma[:, None] ** 2)
