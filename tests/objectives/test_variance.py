@@ -86,10 +86,11 @@ def test_the_weights_of_hos_chain() -> None:
     assert VLB().value(process, t.float()).dtype in (torch.float32, F64)
 
 
+@pytest.mark.parametrize("steps", [20, 49])  # 49 (2 / 49) is less than 2
 @pytest.mark.parametrize("variance", ["posterior", "forward"])
-def test_the_loss_is_the_bound(variance: Any) -> None:
+def test_the_loss_is_the_bound(variance: Any, steps: int) -> None:
     """Level by level, for the same noise: steps KL_n / D, without what the model does not touch."""
-    process = DiscreteVP(steps=20)
+    process = DiscreteVP(steps=steps)
     x0, eps, law = each_level(process)
     denoiser = Says(process)
     objective = Denoising(weight=VLB(variance), times=law)
@@ -98,19 +99,20 @@ def test_the_loss_is_the_bound(variance: Any) -> None:
     ratio = (chain.low / chain.std) ** 2
     free = 0.5 * DIM * (ratio - 1.0 - ratio.log())
     free[0] = 0.5 * DIM * (math.log(2.0 * math.pi) + 2.0 * chain.std[0].log())
-    assert torch.allclose(loss * DIM / 20, costs(chain, x0, eps) - free, rtol=1e-9, atol=1e-11)
+    assert torch.allclose(loss * DIM / steps, costs(chain, x0, eps) - free, rtol=1e-9, atol=1e-11)
     assert torch.allclose(Denoising(predict="noise", weight="vlb", times=law).terms(denoiser, x0).loss, loss) is (
         variance == "posterior"
     )
 
 
-def test_the_hybrid_loss_adds_the_bounds_terms() -> None:
-    process = DiscreteVP(steps=20)
+@pytest.mark.parametrize("steps", [20, 49])
+def test_the_hybrid_loss_adds_the_bounds_terms(steps: int) -> None:
+    process = DiscreteVP(steps=steps)
     x0, eps, law = each_level(process)
     denoiser = Says(process)
     plain = Denoising.ddpm(times=law)
     found, simple = (o.terms(denoiser, x0) for o in (Denoising.ddpm(times=law, variance_weight=0.1), plain))
-    want = 0.1 * 20.0 / DIM * costs(Chain(denoiser, "learned"), x0, eps)
+    want = 0.1 * steps / DIM * costs(Chain(denoiser, "learned"), x0, eps)
     assert torch.allclose(found.loss - simple.loss, want, rtol=1e-9, atol=1e-11)
     assert torch.equal(found.error, simple.error)
 

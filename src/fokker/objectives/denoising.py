@@ -233,7 +233,7 @@ def _variance_loss(prediction: Prediction, x0: Tensor, t: Tensor) -> Tensor:
         given = f"{process} and a network {'without' if v is None else 'with'} a learned variance"
         needs = "the process 'ddpm', denoiser.learned_variance=true and net.out_channels twice the data's channels"
         raise ConfigError(f"objective.variance_weight: given {given}, needs {needs}; or leave it at 0")
-    n = t.double() * process.steps
+    n = process.level(t)
     step = process.reverse(n)
     b, low, high = (expand(value, x0) for value in step)
     std = learned_std(v.to(x0.dtype), low, high)

@@ -149,7 +149,7 @@ class VLB(Weight):
     def value(self, process: Process, t: Tensor) -> Tensor:
         if not isinstance(process, DiscreteVP):
             raise ConfigError(f"VLB: given the process {process}, must be a chain of levels, 'ddpm'; or 'likelihood'")
-        step = process.reverse(t.double() * process.steps)
+        step = process.reverse(process.level(t))
         std = step.high if self.variance == "forward" else step.low
         return 0.5 * process.steps * (step.on_x0 / std) ** 2
 

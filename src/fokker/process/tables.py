@@ -116,6 +116,11 @@ class DiscreteVP(Process):
     def t_min(self) -> float:  # type: ignore[override]
         return 1.0 / self.steps
 
+    def level(self, t: Time) -> Tensor:
+        """n = t steps in float64: an integer where it is one up to rounding."""
+        n = as_time(t).double() * self.steps
+        return torch.where((n - n.round()).abs() < 1e-3, n.round(), n)
+
     def reverse(self, n: Tensor, first: int = 1) -> Reverse:
         """The reverse step from level n to n - 1, and from `first` to the data itself; float64.
 
