@@ -20,6 +20,7 @@ from .weighting import SNR, EDMMonotone, EDMWeight, Likelihood, MinSNR, Sigma2, 
 
 __all__ = [
     "SNR",
+    "VLB",
     "Adaptive",
     "Cumulants",
     "Curvature",
