@@ -340,6 +340,8 @@ def test_denoisers_of_other_processes_in_a_chain() -> None:
     prior, kl, reconstruction = gaussian_terms(part)
     gap = prior + float(kl.sum()) + reconstruction - ENTROPY
     assert gap == pytest.approx(float(chain.kl_to_prior(MEAN, VAR, t=35 / 40)), abs=1e-11) and gap > 1e-4
+    met = ddpm_bound(narrow, x, draws=8).prior
+    assert torch.allclose(met, chain.kl_to_prior(x[:, 0], 0.0, t=35 / 40), rtol=1e-12)
     with pytest.raises(ConfigError, match="has 1 levels in the denoiser's range of lam, must be >= 2"):
         Chain(Narrow(LAW.denoiser(chain), (float(lam[5]), float(lam[5]) + 1e-3)))
 
