@@ -252,3 +252,13 @@ def test_lipschitz_of_two_points_and_along_a_path() -> None:
 def test_refusals(call, message) -> None:
     with pytest.raises(ConfigError, match=message):
         call(points())
+
+
+def test_second_derivatives_with_autograd_off() -> None:
+    h = lambda x: torch.nn.functional.silu(x).sum(1)  # noqa: E731
+    x = points()
+    sigmoid = x.sigmoid()
+    slope = sigmoid * (1 - sigmoid)
+    wanted = (slope * (2 + x * (1 - 2 * sigmoid))).sum(1)
+    with torch.no_grad():
+        torch.testing.assert_close(laplacian(h, x).value, wanted)

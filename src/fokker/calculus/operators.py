@@ -246,7 +246,8 @@ def _divergence(
 
 def curvature(h: Callable[[Tensor], Tensor], x: Tensor, u: Tensor) -> Tensor:
     """D^2 h(x)[u, u], of the shape of h(x)."""
-    second: Tensor = torch.func.jvp(lambda x: torch.func.jvp(h, (x,), (u,))[1], (x,), (u,))[1]
+    with torch.enable_grad():  # without it torch has no second derivative of SiLU in forward mode
+        second: Tensor = torch.func.jvp(lambda x: torch.func.jvp(h, (x,), (u,))[1], (x,), (u,))[1]
     return second
 
 

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SETS", "Figure", "draw", "figures_of"]
 
-SETS = {"solvers": "fokker.figures.solvers"}
+SETS = {
+    "roots": "fokker.figures.roots",
+    "score": "fokker.figures.score",
+    "likelihood": "fokker.figures.likelihood",
+    "langevin": "fokker.figures.langevin",
+    "solvers": "fokker.figures.solvers",
+}
 """The module of every set; its `FIGURES` are drawn, its docstring's first line says what of."""
 
 INDEX = "index.md"

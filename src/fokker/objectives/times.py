@@ -18,7 +18,7 @@ from ..process import DiscreteVP, Process
 from ..registry import resolves
 from .learned import AdaptiveLaw, LearnedLaw, StepLaw
 
-__all__ = ["Adaptive", "LearnedTimes", "LogNormal", "LogitNormal", "TimeLaw", "UniformTimes"]
+__all__ = ["Adaptive", "LearnedTimes", "Levels", "LogNormal", "LogitNormal", "TimeLaw", "UniformTimes"]
 
 _ROOT = math.sqrt(2.0 * math.pi)
 
@@ -60,6 +60,34 @@ class UniformTimes(TimeLaw):
     def density(self, process: Process, t: Tensor) -> Tensor:
         width = process.T if self.levels and isinstance(process, DiscreteVP) else process.T - process.t_min
         return torch.full_like(t, 1.0 / width)
+
+
+@component
+class Levels(TimeLaw):
+    """Uniform on L noise levels sigma / alpha in geometric progression, from those of t_min to T (NCSN).
+
+    With `Sigma2` on a process with alpha = 1 the loss is 2 / (L D) sum_l sigma_l^2 L_DSM(sigma_l), the multi-level loss
+    of Song & Ermon 2019 (book Eq. 3.4.1). The grid "lam" visits the same levels in sampling. Where alpha(T) = 0 the
+    noisiest level is that of t_max.
+
+    Args:
+        n: L, 2 or more.
+    """
+
+    n: Annotated[int, Field(ge=2)] = 10
+
+    def levels(self, process: Process) -> Tensor:
+        """The times of the levels (L,), increasing, float64."""
+        ends = process.lam(torch.tensor([process.t_min, min(process.T, process.t_max)], dtype=torch.float64))
+        share = torch.linspace(0.0, 1.0, self.n, dtype=torch.float64)
+        return process.time(torch.lerp(ends[0], ends[1], share)).clamp(process.t_min, process.T)
+
+    def quantile(self, process: Process, u: Tensor) -> Tensor:
+        place = (u.double() * self.n).long().clamp(max=self.n - 1)
+        return self.levels(process).to(u.device)[place]
+
+    def density(self, process: Process, t: Tensor) -> Tensor:
+        raise ConfigError("times: levels are discrete and have no density: use density='multiply'")
 
 
 class _Normal(TimeLaw):
