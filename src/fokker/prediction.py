@@ -32,7 +32,7 @@ from torch import Tensor
 from .errors import ConfigError, UndeterminedError, closest
 from .process import Process, as_time, expand, readable
 
-__all__ = ["READINGS", "Denoiser", "Prediction", "Reading", "coefficients", "edm_reading", "reading"]
+__all__ = ["READINGS", "Denoiser", "Prediction", "Reading", "coefficients", "edm_reading", "learned_std", "reading"]
 
 Row = tuple[Tensor, Tensor, Tensor]
 
@@ -137,6 +137,18 @@ def _require_finite(value: Tensor, s: Tensor, sigma: Tensor, source: str, target
         f"{target} is not determined by a prediction of {source} at time {at:g}, where {end}: "
         f"stop before this end (t_min, t_max) or predict {instead}"
     )
+
+
+def learned_std(v: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """low^((1 - v) / 2) high^((1 + v) / 2), the standard deviation that a variance v says (Nichol & Dhariwal 2021).
+
+    Args:
+        v: `Prediction.variance`, (B, *event), meant to lie in [-1, 1].
+        low, high: standard deviations, positive: numbers, or ready to broadcast.
+    """
+    low, high = (torch.as_tensor(std, dtype=torch.float64).log() for std in (low, high))
+    weight = 0.5 * (v + 1.0)
+    return (low * (1.0 - weight) + high * weight).exp()
 
 
 class Prediction:

@@ -60,6 +60,7 @@ KINDS: dict[str, dict[str, str]] = {
         "min-snr": "fokker.objectives:MinSNR",
         "edm": "fokker.objectives:EDMWeight",
         "likelihood": "fokker.objectives:Likelihood",
+        "vlb": "fokker.objectives:VLB",
         "sigma2": "fokker.objectives:Sigma2",
         "sigmoid": "fokker.objectives:Sigmoid",
         "edm-monotone": "fokker.objectives:EDMMonotone",

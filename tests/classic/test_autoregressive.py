@@ -97,7 +97,7 @@ def test_gaussian_conditionals_hold_a_gaussian_exactly() -> None:
     law = MultivariateNormal(MEAN, COV)
     x = MEAN + torch.randn(20000, 4, dtype=F64) @ ROOT.T
     torch.testing.assert_close(one.log_prob(x), law.log_prob(x), rtol=0, atol=1e-11)
-    nll = one.losses(x)
+    nll = one.losses(x).detach()
     entropy = 2.0 * (1.0 + math.log(2.0 * math.pi)) + float(ROOT.diagonal().log().sum())
     assert abs(float(nll.mean()) - entropy) < 4.0 * float(nll.std()) / math.sqrt(20000)
 
@@ -167,6 +167,14 @@ def test_bytes_as_pictures_give_them_are_read_as_their_levels() -> None:
     want = logits[0, torch.arange(256), torch.arange(256)].sum()
     torch.testing.assert_close(one.log_prob(x)[0], want)
     assert one.levels == 256 and Autoregressive((2,)).levels is None
+
+
+def test_new_components_start_apart() -> None:
+    one = Autoregressive((2,), components=4, width=8, depth=1).double()
+    with torch.no_grad():
+        one.last.weight.zero_()
+    means = one.conditionals(torch.zeros(1, 2, dtype=F64))[0, :, 4:8]
+    torch.testing.assert_close(means, torch.tensor([[-1.5, -0.5, 0.5, 1.5]] * 2, dtype=F64), rtol=0, atol=1e-6)
 
 
 def test_narrow_components_have_a_floor() -> None:

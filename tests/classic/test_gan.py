@@ -185,6 +185,9 @@ def test_it_is_rebuilt_from_its_arguments() -> None:
     told = {"kind": "gan", "shape": [2], "latent": 2, "game": "tv", "r1": 0.5, "width": 4, "depth": 1}
     made = build("model", told)
     assert isinstance(made, GAN) and spec(made) == told and made.likelihood == "none"
+    for net, ends in ((made.generator, (2, 2)), (made.discriminator, (2, 1))):
+        sizes = [tuple(weight.shape) for weight in net.parameters() if weight.ndim == 2]
+        assert sizes == [(4, ends[0]), (ends[1], 4)]
     with pytest.raises(ConfigError, match="GAN has no density"):
         made.log_prob(torch.zeros(1, 2))
 

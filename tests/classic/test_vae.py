@@ -192,6 +192,11 @@ def test_losses_by_value() -> None:
         torch.testing.assert_close(found, cost - reconstruction, rtol=0, atol=1e-12)
         torch.testing.assert_close(model.log_prob(X), linear_vae(law).log_prob(X), rtol=0, atol=1e-12)
     assert float(kl.min()) < 0.5 < float(kl.max())
+    held_out = noise.normal(3, positions, (2,), domain="probe", dtype=F64)  # other codes than any step's
+    model = linear_vae(law)
+    torch.testing.assert_close(model.log_prob(X, seed=3, indices=positions), model.elbo(X, held_out))
+    found = model.importance_bound(X, 1, seed=3, indices=positions)
+    torch.testing.assert_close(found, model.log_weight(X, held_out))
 
 
 def test_draws_are_the_models() -> None:

@@ -56,6 +56,24 @@ def test_pictures_in_bits(call: Call, tmp_path: Path) -> None:
     assert [row["n"] for row in whole["nll"]] == [4, 4, 4, 4] and whole["probes"] == 0 and whole["draws"] == 256
 
 
+def test_a_chain_with_learned_variances(call: Call, tmp_path: Path) -> None:
+    pixels = (256 * noise.uniform(0, torch.arange(40), (4, 4))).numpy().astype(np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    net = {"kind": "unet", "width": 8, "multipliers": [1], "attention": [], "out_channels": 2}
+    recipe = {"name": "grey", "net": net, "process": {"kind": "ddpm", "steps": 20}, "run": {"dir": "chain"}}
+    recipe |= {"data": {"kind": "arrays", "path": str(tmp_path / "x.npy"), "holdout": 0.3}}
+    recipe |= {"denoiser": {"predict": "noise", "learned_variance": True}, "train": {"steps": 2, "batch": 4}}
+    recipe |= {
+        "objective": {"predict": "noise", "variance_weight": 0.001, "times": {"kind": "uniform", "levels": True}}
+    }
+    recipe |= {"sampling": {"solver": {"kind": "ancestral", "variance": "learned"}, "steps": 2, "n": 4}}
+    fk.fit(fk.train.recipe.make(recipe), progress=False)
+    result = call("evaluate", "chain", "--nll", "--n", 4, "--solver", "heun", "--steps", 4, "-o", "there")
+    assert result.code == 0 and "ddpm, held out" in result.out, result
+    whole = json.loads(Path("there/nll.json").read_text())
+    assert [row["name"] for row in whole["nll"]] == ["flow", "bound", "ddpm"] * 2 and whole["variance"] == "learned"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

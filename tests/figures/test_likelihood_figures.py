@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fokker.calculus import jacobian
-from fokker.figures import draw, figures_of
+from fokker.figures import calculus_numbers, draw, figures_of
 from fokker.figures import likelihood_numbers as numbers
 from fokker.figures import transport_numbers as moved
 from fokker.figures.score_numbers import LINE, PLANE
@@ -33,9 +33,9 @@ def test_couplings_are_bijections_with_their_determinants() -> None:
     whole = jacobian(lambda z: moved.push(z)[-1], z)
     torch.testing.assert_close(torch.linalg.slogdet(whole).logabsdet, total, rtol=0, atol=1e-12)
     torch.testing.assert_close(moved.pull(states[-1]), moved.normal_log_prob(z) - total, rtol=0, atol=1e-12)
-    axis = torch.linspace(-12.0, 12.0, 481, dtype=F64)
+    axis = torch.linspace(-12.0, 12.0, 241, dtype=F64)
     density = moved.pull(torch.cartesian_prod(axis, axis)).exp()
-    assert float(density.sum()) * 0.05**2 == pytest.approx(1.0, abs=2e-4)
+    assert float(density.sum()) * 0.1**2 == pytest.approx(1.0, abs=2e-4)
 
 
 def test_layers_are_eulers_steps_of_the_flow() -> None:
@@ -57,7 +57,7 @@ def test_eulers_steps() -> None:
 
 
 def test_every_rung_of_the_ladder_moves_samples_and_density_alike() -> None:
-    rows = moved.ladder(n=3000)
+    rows = moved.ladder(n=2000)
     for row, times in zip(rows, (None, None, (1.0, 0.5, 0.25, 0.05), (0.0, 0.1, 0.25, 0.6)), strict=True):
         for k, level in enumerate(row):
             assert float(torch.trapezoid(level.density, level.x)) == pytest.approx(1.0, abs=2e-3)
@@ -65,7 +65,7 @@ def test_every_rung_of_the_ladder_moves_samples_and_density_alike() -> None:
             x = level.samples.sort().values
             share = below[(torch.searchsorted(level.x, x) - 1).clamp(0, len(below) - 1)]
             empirical = (torch.arange(len(x), dtype=F64) + 0.5) / len(x)
-            assert float((share - empirical).abs().max()) < 0.06  # Kolmogorov: .03, and a cell of the grid
+            assert float((share - empirical).abs().max()) < 0.07  # Kolmogorov: .04, and a cell of the grid
             if times is not None:
                 want = LINE.at(VP(), times[k]).log_prob(level.x[:, None]).exp()
                 torch.testing.assert_close(level.density, want, rtol=0, atol=2e-4)
@@ -99,6 +99,28 @@ def test_picard_by_its_measured_errors() -> None:
     for j in range(21):
         assert float((found.iterates[j:, j] - found.euler[j]).abs().max()) < 1e-14
     assert float(found.euler[1]) == pytest.approx(0.9)  # 1 + h (-1 + sin 0)
+
+
+def test_stiff_errors_are_those_of_the_inventory() -> None:
+    found = calculus_numbers.stiff_errors((10, 160, 320))
+    for name, coarse, order in (
+        ("Euler", 5e4, 1),
+        ("Heun", 9e6, 2),
+        ("exponential Euler", 1.6e-2, 1),
+        ("exponential Heun", 1.6e-3, 2),
+    ):
+        errors = found[name]
+        assert errors[0] == pytest.approx(coarse, rel=0.35), name
+        assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.12), name
+    assert math.log2(found["RK4"][1] / found["RK4"][2]) == pytest.approx(4.0, abs=0.35)
+
+
+def test_stochastic_sums() -> None:
+    found = calculus_numbers.stochastic_sums()
+    assert found.steps[0] == 2 and found.steps[-1] == 4096
+    torch.testing.assert_close(found.middle, torch.full((12,), 0.5 * found.end**2, dtype=F64))
+    torch.testing.assert_close(found.left, 0.5 * (found.end**2 - found.variation))
+    assert float(found.variation[-1]) == pytest.approx(1.0, abs=4.0 * math.sqrt(2.0 / 4096))
 
 
 def test_girsanov_weights_have_their_normal_law() -> None:
@@ -159,6 +181,9 @@ def test_the_bound_by_quadrature_is_what_elbo_estimates() -> None:
     tight = numbers.bound(truth, x[:, 0])
     torch.testing.assert_close(tight, LINE.log_prob(x), rtol=0, atol=0.01)
     assert bool((exact[[0, 1, 3]] < tight[[0, 1, 3]] - 0.05).all())
+    high = torch.tensor([0.9, 1.05, 1.2, 1.35, 1.5], dtype=F64)  # as the caption says: above, from 1 to 1.4
+    above = numbers.bound(wrong, high) > LINE.log_prob(high[:, None])
+    assert above.tolist() == [False, True, True, True, False]
 
 
 def test_the_budget_is_the_divergence_of_the_paths() -> None:
@@ -191,11 +216,11 @@ def test_the_set_is_whole() -> None:
     captions = " ".join(figure.caption for figure in figures)
     for number in ("5.1", "5.2", "5.3", "A.1", "B.1", "B.2"):
         assert f"Book Fig. {number}:" in captions
-    assert len({figure.name for figure in figures}) == len(figures) == 14
+    assert len({figure.name for figure in figures}) == len(figures) == 16
 
 
 def test_pictures_are_the_same_again(tmp_path: Path) -> None:
-    made = [draw("likelihood", tmp_path / folder, only=["picard", "euler-steps"]) for folder in ("a", "b")]
+    made = [draw("likelihood", tmp_path / folder, only=["picard"]) for folder in ("a", "b")]
     for one, two in zip(*made, strict=True):
         assert one.read_bytes() == two.read_bytes() and one.stat().st_size < 90_000
 
@@ -203,4 +228,4 @@ def test_pictures_are_the_same_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
     made = draw("likelihood", tmp_path)
-    assert len(made) == 14 and all(path.stat().st_size < 250_000 for path in made)
+    assert len(made) == 16 and all(path.stat().st_size < 250_000 for path in made)

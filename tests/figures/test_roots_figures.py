@@ -161,25 +161,38 @@ def test_the_rate_is_information_and_mismatch() -> None:
         assert float(found.information[k]) == pytest.approx(float(mass @ kl(q, whole)), abs=1e-9)
 
 
-def test_picture_chain() -> None:
+def test_pictures_and_their_noise() -> None:
     levels = (0, 100, 400, 1000)
-    found = numbers.picture_chain(levels, n=3, size=60, stride=50, seed=1)
+    found = numbers.noised_pictures(levels, 3, seed=1)
     x, _ = Fashion().load("train").take(torch.arange(60))
-    assert torch.equal(found.forward[0], x[:3])
+    assert torch.equal(found[0], x[:3])
     beta2 = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
     bar = (1.0 - beta2).sqrt().cumprod(0)
     for k, level in enumerate(levels[1:], 1):  # one-shot: what is left is standard noise
-        left = (found.forward[k] - bar[level - 1] * x[:3]) / (1.0 - bar[level - 1] ** 2).sqrt()
+        left = (found[k] - bar[level - 1] * x[:3]) / (1.0 - bar[level - 1] ** 2).sqrt()
         assert abs(float(left.mean())) < 4.0 / math.sqrt(3 * 784)
         assert abs(float(left.var()) - 1.0) < 4.0 * math.sqrt(2.0 / (3 * 784))
-    law, process = Empirical(x), numbers.ddpm()
+
+
+def test_clean_predictions() -> None:
+    levels = (0, 100, 400, 1000)
+    found = numbers.picture_chain(levels, 3, size=60, stride=50, seed=1)
+    x, _ = Fashion().load("train").take(torch.arange(60))
+    denoiser = Empirical(x).denoiser(numbers.ddpm())
     for k, level in enumerate(levels[1:], 1):
-        said = law.denoiser(process)(found.reverse[k], level / 1000).x0
-        torch.testing.assert_close(found.clean[k], said, rtol=0, atol=2e-4)
-    ends = torch.cdist(found.reverse[0].flatten(1).double(), x.flatten(1).double()).amin(1)
+        torch.testing.assert_close(found.clean[k], denoiser(found.states[k], level / 1000).x0, rtol=0, atol=2e-4)
+    ends = torch.cdist(found.states[0].flatten(1).double(), x.flatten(1).double()).amin(1)
     assert float(ends.max()) < 1e-3  # memorised
+    weights = numbers.chosen(numbers.ddpm(), x, found.states[3], 1.0)
+    want = torch.distributions.Categorical(probs=weights).entropy().exp()
+    torch.testing.assert_close(found.choices[3], want)
     assert bool((found.choices[-1] > 40.0).all() and (found.choices[1] < 1.5).all())
-    assert bool((found.choices >= 1.0 - 1e-6).all() and (found.choices <= 60.0).all())
+    with style():
+        figure = chains.clean(size=60, stride=50)
+    named = [axes.get_xlabel() for axes in figure.axes[9:18]]
+    numbered = [float(name.removeprefix("of ")) for name in named]
+    assert numbered[0] > 40.0 and numbered[-1] == 1.0
+    assert figure.axes[0].get_title() == "i = 1000" and figure.axes[8].get_title() == "i = 0"
 
 
 def test_clouds_of_the_moons() -> None:

@@ -98,17 +98,17 @@ def found_parts(budget: Budget) -> tuple[Any, Any, Any]:
 
 
 def test_many_steps_are_girsanov() -> None:
-    """Spec 07: 0.0739553 + 0.0007752 = 0.0747305 for N(0, 0.3), VP beta 0.1..5, 1.2 times the score; 0.0312 is lost."""
+    """Spec 07: 0.0739553 + 0.0007752 = 0.0747305 for N(0, 0.3), VP beta 0.1..5, 1.2 times the score."""
     process, law = VP(beta_max=5.0), exact.Gaussian([0.0], [0.3])
     denoiser = Louder(law.denoiser(process), 1.2)
-    grids = [UniformLam().times(process, n, 1.0, 1e-5, False) for n in (50, 100, 200)]
+    grids = [UniformLam().times(process, n, 1.0, 1e-5, False) for n in (25, 50, 100)]
     found = [error_budget(law, denoiser, grid=times, n=300) for times in grids]
     rest = [float(budget.discretisation.value) for budget in found]
-    assert 2.0 < rest[1] / rest[2] < 2.08 < rest[0] / rest[1] < 2.2
+    assert 2.0 < rest[1] / rest[2] < 2.15 < rest[0] / rest[1] < 2.4
     assert abs(float(found[0].prior.value) - 0.0007752) < 1e-7 and float(found[0].prior.stderr) < 1e-12
     hands = [by_hand(Ancestral(), process, times.tolist(), 1.2)[1] for times in grids]  # the mean plays no part
     gaps = [hand - 0.0739553 for hand in hands]
-    assert 2.0 < gaps[1] / gaps[2] < gaps[0] / gaps[1] < 2.2 and gaps[2] < 0.006
+    assert 2.0 < gaps[1] / gaps[2] < gaps[0] / gaps[1] < 2.4 and gaps[2] < 0.012
     for hand, budget in zip(hands, found, strict=True):
         assert abs(float(budget.score.value) - hand) < 4.0 * float(budget.score.stderr)
     girsanov = path_kl(law.denoiser(process), denoiser, law.sample(500, dtype=F64), draws=64)

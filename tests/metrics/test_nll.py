@@ -12,7 +12,7 @@ from fokker import noise
 from fokker.calculus import Hutchinson
 from fokker.data import Category, Number, Samples, SignalCodec, TableCodec, to_uint8
 from fokker.errors import ConfigError
-from fokker.likelihood import elbo
+from fokker.likelihood import ddpm_bound, elbo, optimal_variance
 from fokker.metrics import log_volume, nll
 
 VAR = torch.tensor([0.3, 0.8]).double()
@@ -62,6 +62,36 @@ class Squares:
     def __call__(self, x: Tensor, s: float | Tensor, cond: object = None) -> fk.Prediction:
         inner = self.denoiser(x.flatten(1), s)
         return fk.Prediction(self.process, x, s, x0=inner.x0.reshape(x.shape), noise=inner.noise.reshape(x.shape))
+
+
+def test_a_chain_has_its_own_row() -> None:
+    train, test = Samples(LAW.sample(300, seed=2)), Samples(LAW.sample(200, seed=1))
+    process, calls, way = fk.DiscreteVP(steps=100), [], {"solver": "rk4", "steps": 10}
+    report = nll(LAW.denoiser(process), train, test, n=60, draws=8, progress=lambda *a: calls.append(a), **way)
+    assert [row.name for row in report.rows] == ["flow", "bound", "ddpm"] * 2 and calls[-1] == ("ddpm, train", 360, 360)
+    assert report.facts["variance"] == "optimal"
+    for number, data in enumerate((test, train)):
+        flow, _, chain = report.rows[3 * number : 3 * number + 3]
+        x = chosen(data, 60, number)
+        table = optimal_variance(LAW.denoiser(process), chosen(train, 256, 2))
+        value = ddpm_bound(LAW.denoiser(process), x, variance=table, draws=8).value
+        assert abs(chain.value + float(value.mean())) < 1e-9
+        assert abs(chain.value - flow.value) < 1.5 * (chain.high - chain.low)  # 6 standard errors
+
+    class Says:
+        """The exact denoiser with beta for a variance."""
+
+        process, shape, reading, learned_variance = fk.DiscreteVP(steps=100), (2,), None, True
+        lam_range = LAW.denoiser(process).lam_range
+
+        def __call__(self, x: Tensor, s: float | Tensor, cond: object = None) -> fk.Prediction:
+            x0 = LAW.denoiser(self.process)(x, s).x0
+            return fk.Prediction(self.process, x, s, x0=x0, variance=torch.ones_like(x))
+
+    report = nll(Says(), train, n=50, draws=4, **way)
+    value = ddpm_bound(Says(), chosen(train, 50, 0), variance="learned", draws=4).value
+    assert report.facts["variance"] == "learned" and report.rows[2].name == "ddpm"
+    assert abs(report.rows[2].value + float(value.mean())) < 1e-9
 
 
 @pytest.mark.parametrize("probes", [None, Hutchinson(probes=2)])

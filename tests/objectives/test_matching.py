@@ -168,7 +168,7 @@ def test_a_small_network_learns_a_density_without_targets() -> None:
     objective = ScoreMatching(weight="sigma2", stratified=True)
     judge = Denoising(weight="sigma2")
     floor, before = (float(judge(d, held_out, seed=5).detach()) for d in (law.denoiser(Flow()), denoiser))
-    for step in range(150):
+    for step in range(60):
         optimiser.zero_grad()
         objective(denoiser, x0, step=step).backward()
         optimiser.step()

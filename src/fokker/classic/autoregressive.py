@@ -60,7 +60,7 @@ class Autoregressive(Model):
         components: Gaussians in the mixture of every conditional; 1 is a Gaussian.
         levels: 0 for Gaussian conditionals. From 2 on x is one of the levels 2 v / (levels - 1) - 1 (256: bytes), which
             is what the network reads, and the conditional is a softmax over v; `log_prob` is a probability then.
-        width: units in a hidden layer.
+        width: units in a hidden layer; with fewer than D - 1 a conditional may miss the nearest numbers before it.
         depth: hidden layers; 0 makes what a conditional is made of linear in x_<i.
 
     Raises:

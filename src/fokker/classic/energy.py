@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .. import noise
-from ..calculus import Grid, gradient, value_and_divergence
+from ..calculus import Grid, gradient
 from ..component import recorded
 from ..errors import ConfigError
+from ..objectives import denoising_matching, implicit_matching
 from .density import log_partition
 from .mcmc import mala, parallel_tempering, ula
 from .model import Model
@@ -149,12 +150,10 @@ class Energy(Model):
                 return self._against(x, noise.normal(seed, rows, self.shape, **keys))
             case "dsm":
                 eps = noise.normal(seed, rows, self.shape, **keys)
-                gap = self.sigma * self.score(x + self.sigma * eps) + eps
-                return 0.5 * gap.flatten(1).square().sum(1)
+                return self.sigma**2 * denoising_matching(self.score, x, eps, self.sigma)
         sliced = self.objective == "sliced"
         probes = noise.rademacher(seed, rows, self.shape, **keys)[None] if sliced else None
-        score, divergence = value_and_divergence(self.score, x, probes=probes)
-        return divergence.value + 0.5 * score.flatten(1).square().sum(1)
+        return implicit_matching(self.score, x, probes=probes)
 
     def _contrast(self, x: Tensor, y: Tensor) -> Tensor:
         """Eq. (2), with each row's own y, or the mean over other y."""

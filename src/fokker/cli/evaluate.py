@@ -174,9 +174,11 @@ def _way(
 
 
 def _told(way: Drawing) -> dict[str, Any]:
-    """A way to draw as JSON."""
+    """A way to draw as JSON; of a classic model, which has but one, nothing."""
     from ..registry import build, spec
 
+    if not way.options:
+        return {}
     drawn: dict[str, Any] = {"guidance": way.guidance, "steps": way.options["steps"], "nfe": way.options["nfe"]}
     for family in ("solver", "grid"):
         given = way.options[family]

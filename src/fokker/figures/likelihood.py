@@ -51,6 +51,18 @@ FIGURES = (
         more.picard,
     ),
     Figure(
+        "stiff",
+        "Order of convergence (book Sec. A.1.3, A.1.4) on a stiff equation. While |a| = 20 h is large Euler and Heun "
+        "blow up, and RK4 too; the exponential integrators, which solve -20 x exactly, do not.",
+        more.stiff,
+    ),
+    Figure(
+        "ito-sums",
+        "The Ito integral of a Wiener path against itself is (w^2 - t) / 2, the Stratonovich integral w^2 / 2; half "
+        "the quadratic variation is between them (book Sec. A.2.2).",
+        more.ito,
+    ),
+    Figure(
         "girsanov",
         "Girsanov weights (book Sec. C.2) of dx = (1 - x) dt + dw against dx = -x dt + dw: the log-ratio along paths "
         "of either model with its exact law, and the share of effective paths, which decays exponentially with the "

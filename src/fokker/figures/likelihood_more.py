@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from ..process import VP
+from . import calculus_numbers
 from . import likelihood_numbers as numbers
 from .score_numbers import F64
 from .style import BLUE, COLOURS, DARK, GREEN, GREY, LIGHT, ORANGE, RED, SKY, new
@@ -18,10 +19,12 @@ __all__ = [
     "error_budget",
     "flow_likelihood",
     "girsanov",
+    "ito",
     "merging",
     "picard",
     "preconditioning",
     "probes",
+    "stiff",
 ]
 
 
@@ -37,6 +40,42 @@ def picard() -> Canvas:
     right.semilogy(found.errors.clamp(min=1e-17), "o-", color=BLUE)
     right.set(xlabel="iteration k", ylabel="largest distance from Euler", ylim=(1e-17, 10.0), xticks=range(0, 21, 5))
     right.set_title("Node j is exact after j iterations, all after 20")
+    return figure
+
+
+def stiff(steps: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)) -> Canvas:
+    """Orders of convergence on a stiff equation, with and without its linear part solved exactly."""
+    figure, axes = new(size=(6.6, 4.2))
+    looks = zip(calculus_numbers.stiff_errors(steps).items(), (RED, ORANGE, GREY, SKY, BLUE), strict=True)
+    for (name, errors), colour in looks:
+        axes.loglog(steps, errors, "s-" if name.startswith("exp") else "o--", color=colour, label=name, ms=3.5)
+    for order, level in ((1, 2.2e-4), (2, 1.2e-6), (4, 3e-9)):
+        axes.loglog(steps[3:], [level * (320 / n) ** order for n in steps[3:]], color=LIGHT, lw=1.0, zorder=0)
+        axes.text(330, level * 0.8, f"slope -{order}", color=GREY, fontsize=8)
+    axes.set(xlabel="steps", ylabel="error at t = 2", ylim=(1e-10, 1e6), xlim=(4.5, 640))
+    axes.set_title("x' = -20 x + sin x + cos 3t")
+    axes.set_xticks(steps)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend(loc="upper right")
+    return figure
+
+
+def ito() -> Canvas:
+    """Left-point and midpoint sums of one Wiener path."""
+    found = calculus_numbers.stochastic_sums()
+    figure, axes = new(size=(6.6, 3.8))
+    for values, limit, colour, label in (
+        (found.middle, 0.5 * found.end**2, ORANGE, "midpoint sum (Stratonovich)"),
+        (found.left, 0.5 * (found.end**2 - 1.0), BLUE, "left-point sum (Ito)"),
+    ):
+        axes.semilogx(found.steps, values, "o-", color=colour, label=label)
+        axes.axhline(limit, color=colour, ls="--", lw=1.0)
+        axes.text(5e3, limit, "$w_1^2 / 2$" if colour == ORANGE else "$(w_1^2 - 1) / 2$", color=colour, va="bottom")
+    axes.semilogx(found.steps, found.variation, "s:", color=GREY, label="quadratic variation, to 1")
+    axes.set(xlim=(1.7, 2e4), ylim=(-0.25, 1.5))
+    axes.set(xlabel="steps", title="$\\int_0^1 w\\,dw$ along one path: where the integrand is taken matters")
+    axes.legend()
     return figure
 
 

@@ -136,12 +136,12 @@ def _strips(rows: list[tuple[str, Tensor]], heads: list[str], size: tuple[float,
 
 def forward() -> Canvas:
     """Figs. 2.3 and 2.4."""
-    chain, process = numbers.picture_chain(SHOWN, n=3), numbers.ddpm()
+    states, process = numbers.noised_pictures(SHOWN, 3), numbers.ddpm()
     heads = []
     for level in SHOWN:
         alpha = float(process.alpha(level / numbers.LEVELS))
         heads.append(f"$x_{{{level}}}$\n$\\bar\\alpha$ = {alpha:.2g}")
-    return _strips([("", chain.forward[:, k]) for k in range(3)], heads, (10.4, 4.1))
+    return _strips([("", states[:, k]) for k in range(3)], heads, (10.4, 4.1))
 
 
 def reverse() -> Canvas:
@@ -160,13 +160,13 @@ def reverse() -> Canvas:
     return figure
 
 
-def clean() -> Canvas:
+def clean(size: int = 200, stride: int = 10) -> Canvas:
     """Fig. 2.6."""
-    chain = numbers.picture_chain(SHOWN, n=3, seed=2)
+    chain = numbers.picture_chain(SHOWN, 3, size, stride, seed=2)
     order = list(range(len(SHOWN)))[::-1]
     rows = []
     for k in range(3):
-        rows += [("state $x_i$", chain.reverse[order, k]), ("clean $x_\\phi$", chain.clean[order, k])]
+        rows += [("state $x_i$", chain.states[order, k]), ("clean $x_\\phi$", chain.clean[order, k])]
     heads = [f"i = {SHOWN[k]}" for k in order]
     figure = _strips(rows, heads, (9.4, 6.7))
     for k in range(3):

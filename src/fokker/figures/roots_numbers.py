@@ -222,38 +222,41 @@ def ddpm() -> DiscreteVP:
     return DiscreteVP(steps=LEVELS)
 
 
-class Chain(NamedTuple):
-    """States at levels of a DDPM (K, n, *event): forward from data, reverse to new ones, and what was predicted there.
+def noised_pictures(levels: Sequence[int], n: int, seed: int = 0) -> Tensor:
+    """The first n pictures of Fashion at levels of a DDPM, (K, n, 1, 28, 28), one path each."""
+    x, _ = Fashion().load("train").take(torch.arange(n))
+    return diffuse(ddpm(), x, [level / LEVELS for level in levels], seed=seed)
 
-    `clean`: the prediction of x_0 from the reverse state; `choices`: how many data points it still averages, e^entropy.
+
+class Chain(NamedTuple):
+    """Levels of DDPM's reverse chain: the states (K, n, *event), the predictions of x_0 there, and of how many points.
+
+    `choices`: how many data points a prediction averages, e^entropy of their weights, (K, n).
     """
 
-    levels: list[int]
-    forward: Tensor
-    reverse: Tensor
+    states: Tensor
     clean: Tensor
     choices: Tensor
 
 
-def picture_chain(levels: Sequence[int], n: int = 4, size: int = 200, stride: int = 10, seed: int = 0) -> Chain:
-    """Pictures of Fashion and the exact denoiser of the first `size` of them, by DDPM's chain in steps of `stride`.
+def picture_chain(levels: Sequence[int], n: int, size: int = 200, stride: int = 10, seed: int = 0) -> Chain:
+    """Pictures by the exact denoiser of the first `size` of Fashion, by DDPM's chain in steps of `stride` levels.
 
     Args:
         levels: increasing multiples of `stride` from 0 to `LEVELS`.
     """
     x, _ = Fashion().load("train").take(torch.arange(size))
-    process, law = ddpm(), Empirical(x)  # type: ignore[arg-type]
-    forward = diffuse(process, x[:n], [level / LEVELS for level in levels], seed=seed)
+    process = ddpm()
+    denoiser = Empirical(x).denoiser(process)  # type: ignore[arg-type]
     grid = torch.arange(LEVELS, -1, -stride, dtype=F64) / LEVELS
-    denoiser = law.denoiser(process)
-    _, states = trajectory(denoiser, n=n, solver=Ancestral(), grid=grid, seed=seed)
-    reverse = torch.stack([states[(LEVELS - level) // stride] for level in levels])
-    clean, choices = [reverse[0]], [torch.ones(n)]
-    for level, state in zip(levels[1:], reverse[1:], strict=True):
+    _, found = trajectory(denoiser, n=n, solver=Ancestral(), grid=grid, seed=seed)
+    states = torch.stack([found[(LEVELS - level) // stride] for level in levels])
+    clean, choices = [states[0]], [torch.ones(n)]
+    for level, state in zip(levels[1:], states[1:], strict=True):
         weights = chosen(process, x, state, level / LEVELS)
         clean.append(torch.einsum("bn,n...->b...", weights, x))
         choices.append(torch.special.entr(weights).sum(1).exp())
-    return Chain(list(levels), forward, reverse, torch.stack(clean), torch.stack(choices))
+    return Chain(states, torch.stack(clean), torch.stack(choices))
 
 
 def chosen(process: Process, data: Tensor, state: Tensor, t: float) -> Tensor:

@@ -52,7 +52,7 @@ def one_step(x: float = 1.4, t: float = 0.3, dt: float = 0.15) -> Canvas:
 def _heat(axes: Any, found: numbers.Heat) -> None:
     low, high = float(found.times.min()), float(found.times.max())
     axes.imshow(
-        found.density.sqrt(),
+        found.density.sqrt().numpy(),
         extent=(low, high, float(found.x[0]), float(found.x[-1])),
         origin="lower",
         aspect="auto",

@@ -54,7 +54,7 @@ def density_over_time(times: Tensor, x: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def forward_paths(n: int = 5, points: int = 201, cells: int = 240) -> Heat:
+def forward_paths(n: int = 5, points: int = 151, cells: int = 200) -> Heat:
     """Data to noise: the forward SDE from its exact kernels, and the flow from the same starts, exactly."""
     times = torch.linspace(0.0, 1.0, points, dtype=F64)
     x0 = torch.linspace(-2.0, 1.9, n, dtype=F64)[:, None]
@@ -64,14 +64,14 @@ def forward_paths(n: int = 5, points: int = 201, cells: int = 240) -> Heat:
     return Heat(x, times, density_over_time(times, x), sde, ode)
 
 
-def reverse_paths(n: int = 6, points: int = 401, cells: int = 240) -> Heat:
+def reverse_paths(n: int = 6, points: int = 401, cells: int = 200) -> Heat:
     """Noise to data: the reverse SDE by Euler-Maruyama, exact score."""
     times = torch.linspace(1.0, VP().t_min, points, dtype=F64)
     start = torch.linspace(-1.7, 1.7, n, dtype=F64)[:, None]
     denoiser = LINE.denoiser(VP())
     sde = trajectory(denoiser, x=start, solver=EulerMaruyama(), grid=times, seed=3, dtype=F64)[1][..., 0]
     x = torch.linspace(-3.2, 3.2, cells, dtype=F64)
-    shown = torch.linspace(VP().t_min, 1.0, 201, dtype=F64)
+    shown = torch.linspace(VP().t_min, 1.0, 151, dtype=F64)
     return Heat(x, times, density_over_time(shown, x), sde, None)
 
 

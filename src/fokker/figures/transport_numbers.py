@@ -168,17 +168,17 @@ def diffusing(times: Sequence[float], n: int) -> list[Level]:
     """Data to noise by the SDE of VP: paths of Euler-Maruyama, and the Fokker-Planck equation on a grid."""
     process, grid = VP(), Grid((-4.5,), (4.5,), (300,))
     fine = torch.cat(
-        [torch.linspace(a, b, 41, dtype=F64)[:-1] for a, b in pairwise(times)] + [torch.tensor([times[-1]])]
+        [torch.linspace(a, b, 21, dtype=F64)[:-1] for a, b in pairwise(times)] + [torch.tensor([times[-1]])]
     )
-    paths = diffuse(process, LINE.sample(n, seed=5, dtype=F64), fine, method="euler", seed=5)[::40, :, 0]
+    paths = diffuse(process, LINE.sample(n, seed=5, dtype=F64), fine, method="euler", seed=5)[::20, :, 0]
     equation = FokkerPlanck(
         grid, lambda x, t: float(process.f(t)) * x, lambda x, t: float(process.g2(t)) ** 0.5 * torch.ones(())
     )
-    densities = equation.solve(grid.tabulate(LINE.log_prob), times, substeps=40)
+    densities = equation.solve(grid.tabulate(LINE.log_prob), times, substeps=20)
     return [Level(path, grid.axis(0), density) for path, density in zip(paths, densities, strict=True)]
 
 
-def ladder(n: int = 3000) -> list[list[Level]]:
+def ladder(n: int = 2000) -> list[list[Level]]:
     """Fig. B.1: one bijection, several, a velocity field, and noise: samples and densities at every level."""
     return [
         composed(MAPS[:1], n),

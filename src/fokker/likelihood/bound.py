@@ -31,7 +31,7 @@ Sources: Kingma et al. 2021 (VDM), Eq. 11-18; book Thm 2.2.3, Eq. 4.4.7, C.2.1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,9 @@ from ..prediction import Denoiser
 from ..process import expand
 from ..sampling import device_of
 from .flow import parts
-from .pixels import on_levels, width
+from .pixels import bits_per_dim, on_levels, rounded_log_prob, width
 
-__all__ = ["Bound", "elbo"]
+__all__ = ["Bound", "differences", "elbo"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class Bound:
     prior: Tensor
     diffusion: Tensor
     reconstruction: Tensor
+
+    def bits(self, event: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(bits per dimension, their standard errors) for samples of shape `event`, of the bound in nats."""
+        return bits_per_dim(self.value, event), -bits_per_dim(self.stderr, event)
 
 
 def elbo(
@@ -138,11 +142,20 @@ def _diffusion(
     edges = torch.linspace(*ends, pieces + 1, dtype=torch.float64, device=x.device)[:, None]
     share = (ends[1] - ends[0]) / pieces
     mean = 0.5 * x[0].numel() * torch.nn.functional.softplus(2.0 * edges + v.log()).diff(dim=0) / share
+    estimate, error = differences(e, c, mean)
+    return share * estimate.sum(0), share * error.norm(dim=0)
+
+
+def differences(e: Tensor, c: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of two values each, less a variate of known mean times a factor of all other pieces; standard errors.
+
+    Args:
+        e, c: values and variates, (M, 2, B); mean: of c, (M, B).
+    """
     de, dc = e.diff(dim=1)[:, 0], c.diff(dim=1)[:, 0]
     both, square = de * dc, dc.square()
     factor = ((both.sum(0) - both) / (square.sum(0) - square)).clamp(0.0, 1.0).nan_to_num(0.0)
-    estimate = e.mean(1) - factor * (c.mean(1) - mean)
-    return share * estimate.sum(0), 0.5 * share * (de - factor * dc).norm(dim=0)
+    return e.mean(1) - factor * (c.mean(1) - mean), 0.5 * (de - factor * dc).abs()
 
 
 def _reconstruction(x: Tensor, rho: float, levels: int | None) -> Tensor:
@@ -152,13 +165,10 @@ def _reconstruction(x: Tensor, rho: float, levels: int | None) -> Tensor:
         nats = d * (0.5 * math.log(2.0 * math.pi * math.e) + math.log(rho))
         return torch.full((len(x),), nats, dtype=torch.float64, device=x.device)
     on_levels(x, levels)
-    w = 0.5 * width(levels) / rho
     e = torch.linspace(-9.0, 9.0, 4001, dtype=torch.float64)
     weights = (-0.5 * e**2).exp()
-    weights = weights / weights.sum()
-    log_ndtr, tail = torch.special.log_ndtr, -e.abs()  # on the left, where differences keep their digits
-    above, below = log_ndtr(tail + w), log_ndtr(tail - w)
-    inside = -(weights * (above + torch.log(-torch.expm1(below - above)))).sum()
-    outside = -(weights * log_ndtr(w - e)).sum()
+    cells = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    logs = rounded_log_prob(cells, cells + rho * e, rho, levels)
+    inside, outside = (-(weights * logs).sum(1) / weights.sum()).unbind()
     edges = (x.flatten(1).abs() > 1.0 - 0.5 * width(levels)).sum(1).double()
     return edges * float(outside) + (d - edges) * float(inside)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import noise
 from ..errors import ConfigError
 
-__all__ = ["bits_per_dim", "dequantise", "on_levels", "width"]
+__all__ = ["bits_per_dim", "dequantise", "on_levels", "rounded_log_prob", "width"]
 
 
 def width(levels: int) -> float:
@@ -50,6 +50,23 @@ def dequantise(x: Tensor, *, levels: int = 256, seed: int = 0, index: Tensor | N
     on_levels(x, levels)
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     return x + width(levels) * (noise.uniform(seed, index, x.shape[1:], domain="augmentation", dtype=x.dtype) - 0.5)
+
+
+def rounded_log_prob(x: Tensor, mean: Tensor, std: Tensor | float, levels: int) -> Tensor:
+    """log P(x) of N(mean, std^2) rounded to levels, the outermost cells reaching to infinity; of the broadcast shape.
+
+    Ho et al. 2020, Eq. 13. Finite also far out in the tails.
+
+    Args:
+        x: on the levels; mean, std > 0: ready to broadcast with it, float64.
+        levels: how many.
+    """
+    w, e = 0.5 * width(levels) / std, (mean - x) / std
+    log_ndtr, tail = torch.special.log_ndtr, -e.abs()  # on the left, where differences keep their digits
+    above, below = log_ndtr(tail + w), log_ndtr(tail - w)
+    inside = above + torch.log(-torch.expm1(below - above))
+    edge = x.abs() > 1.0 - 0.5 * width(levels)
+    return torch.where(edge, log_ndtr(w + e * x.sign()), inside)
 
 
 def bits_per_dim(nats: Tensor, event: Sequence[int], *, levels: int | None = None) -> Tensor:

@@ -3,6 +3,8 @@
     exact    of a classic model that knows its density; pictures are dequantised unless it is of their bytes
     flow     of the probability-flow ODE's density; pictures are dequantised, and then it is never too low on average
     bound    of the reverse SDE's, by the variational bound: never too low; of pictures the probability of their bytes
+    ddpm     of the ancestral chain's, by the bound in discrete time, where the model's process is a chain: with the
+             network's variances, or the best for training rows
 
 Each is a mean over rows with its 95 % interval, mean +- 1.96 sd / sqrt(n), in which is the noise of probes, draws and
 dequantisation as well: they are fresh for every row. A row of the data's own numbers is x decoded; its density is that
@@ -26,9 +28,11 @@ from ..calculus import Hutchinson
 from ..classic import Model
 from ..data import Codec, Samples, SignalCodec
 from ..data.columns import Number, TableCodec
+from ..denoiser import innermost
 from ..errors import ConfigError
-from ..likelihood import bits_per_dim, dequantise, elbo, log_prob
+from ..likelihood import bits_per_dim, ddpm_bound, dequantise, elbo, log_prob, optimal_variance
 from ..prediction import Denoiser
+from ..process import DiscreteVP
 from ..sampling import device_of
 from ..solvers import Adaptive
 from .report import as_markdown, as_table
@@ -37,6 +41,7 @@ __all__ = ["NllReport", "NllRow", "log_volume", "nll"]
 
 LEVELS = 256
 Z = 1.96
+KNOWN, FEW = 256, 32  # training rows that a chain's best variances are measured on, up to SMALL dimensions and above
 SMALL = 16  # dimensions up to which the divergence is exact by default, and everything finer
 
 
@@ -45,7 +50,7 @@ class NllRow:
     """One negative log-likelihood, low is good.
 
     Args:
-        name: "exact", "flow" or "bound".
+        name: "exact", "flow", "bound" or "ddpm".
         split: "held out" or "train": where a model has learned rows by heart the two differ.
         value: the mean over rows.
         low, high: its 95 % interval.
@@ -118,14 +123,9 @@ def log_volume(data: Samples) -> float:
     raise ConfigError(f"nll: a density of this model's numbers says nothing of the data: {why}")
 
 
-@torch.no_grad()
-def _classic(model: Model, x: Tensor, seed: int, batch_size: int, more: Callable[[int], None]) -> Tensor:
-    """log p(x) of a classic model, or its bound, in batches."""
-    device, found = device_of(model), []
-    for rows in torch.split(torch.arange(len(x)), batch_size):
-        found.append(model.log_prob(x[rows].to(device), seed=seed, indices=rows.to(device)).cpu())
-        more(len(rows))
-    return torch.cat(found)
+Split = Literal["held out", "train"]
+# What is measured: of rows, their conditions and a callback, (nats, whether of dequantised pictures' density).
+Measure = Callable[[Tensor, Tensor | None, Callable[[int], None]], tuple[Tensor, bool]]
 
 
 def _check_classic(model: Model, train: Samples, options: dict[str, Any]) -> None:
@@ -172,60 +172,100 @@ def nll(
     Raises:
         ConfigError: data whose numbers have no density (`log_volume`), another event than the model's, or n < 2.
     """
-    volume = log_volume(train)
+    volume, levels = log_volume(train), LEVELS if train.is_image else None
     if tuple(model.shape) != train.shape:
         raise ConfigError(f"nll: the model's samples have shape {tuple(model.shape)}, the data's {train.shape}")
-    if isinstance(model, Model):
-        _check_classic(model, train, flow | {"probes": probes, "draws": draws})
-    d = math.prod(train.shape)
-    small = d <= SMALL
-    draws = draws if draws is not None else 256 if small else 64
-    if not small and not isinstance(model, Model):
-        # Beside the noise of a probe a tolerance of 1e-4, 2e-4 bits/dim, is nothing.
-        probes = Hutchinson(seed=seed) if probes is None else probes
-        flow["solver"] = Adaptive() if flow.get("solver") is None else flow["solver"]
-    splits: list[tuple[Literal["held out", "train"], Samples]] = [("train", train)]
-    if test is not None:
-        splits.insert(0, ("held out", test))
-    total, done = (1 if isinstance(model, Model) else 2) * sum(min(n, len(data)) for _, data in splits), 0
-    levels = LEVELS if train.is_image else None
-    rows: list[NllRow] = []
-    for split, data in splits:
+    splits: dict[Split, Samples] = {"train": train} if test is None else {"held out": test, "train": train}
+    for split, data in splits.items():
         if min(n, len(data)) < 2:
             raise ConfigError(f"n: given {n}, and {len(data)} rows are {split}: must be at least 2")
-
-    def add(name: str, split: Literal["held out", "train"], cost: Tensor) -> None:
-        value, reach = float(cost.mean()), Z * float(cost.std()) / math.sqrt(len(cost))
-        if not math.isfinite(value + reach):
-            raise ConfigError(f"nll: {name}, {split}: the mean over {len(cost)} rows is {value}; is the model finite?")
-        rows.append(NllRow(name, split, value, value - reach, value + reach, len(cost)))
-
-    def says(what: str) -> Callable[[int], None]:
-        def more(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(what, done, total)
-
-        more(0)
-        return more
-
-    for number, (split, data) in enumerate(splits):
-        x, cond = data.take(philox.permutation(seed, len(data), number)[:n])
-        keys: dict[str, Any] = {"cond": cond if told else None, "batch_size": batch_size}
-        spread = x if levels is None else dequantise(x, levels=levels, seed=seed)
-        if isinstance(model, Model):
-            name, bins = model.likelihood, levels if model.levels is None else None
-            given = spread if model.levels is None else x
-            mass = _classic(model, given, seed, batch_size, says(f"{name}, {split}"))
-            add(name, split, volume - mass if levels is None else bits_per_dim(mass, train.shape, levels=bins))
-            continue
-        density = log_prob(model, spread, probes=probes, progress=says(f"flow, {split}"), **keys, **flow).value
-        add("flow", split, volume - density if levels is None else bits_per_dim(density, train.shape, levels=levels))
-        keys |= {"draws": draws, "levels": levels, "seed": seed}
-        mass = elbo(model, x, progress=says(f"bound, {split}"), **keys).value
-        add("bound", split, volume - mass if levels is None else bits_per_dim(mass, train.shape))
     if isinstance(model, Model):
-        return NllReport(tuple(rows), "bits/dim" if levels else "nats", {"seed": seed})
-    facts = {"seed": seed, "draws": draws, "probes": 0 if probes is None else probes.probes, "conditional": told}
+        _check_classic(model, train, flow | {"probes": probes, "draws": draws})
+        measures, facts = _of_classic(model, levels, batch_size, seed), {"seed": seed}
+    else:
+        x, cond = train.take(philox.permutation(seed, len(train), len(splits))[:KNOWN])
+        keys: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "seed": seed}
+        measures, facts = _of_denoiser(model, (x, cond if told else None), levels, probes, keys, flow)
+        facts |= {"conditional": told}
+    rows, done, total = [], 0, len(measures) * sum(min(n, len(data)) for data in splits.values())
+    for number, (split, data) in enumerate(splits.items()):
+        x, cond = data.take(philox.permutation(seed, len(data), number)[:n])
+        for name, measure in measures.items():
+
+            def more(count: int, what: str = f"{name}, {split}") -> None:
+                nonlocal done
+                done += count
+                if progress is not None:
+                    progress(what, done, total)
+
+            more(0)
+            nats, spread = measure(x, cond if told else None, more)
+            cost = volume - nats
+            if levels is not None:
+                cost = bits_per_dim(nats, train.shape, levels=levels if spread else None)
+            rows.append(_row(name, split, cost))
     return NllReport(tuple(rows), "bits/dim" if levels else "nats", facts)
+
+
+def _row(name: str, split: Split, cost: Tensor) -> NllRow:
+    value, reach = float(cost.mean()), Z * float(cost.std()) / math.sqrt(len(cost))
+    if not math.isfinite(value + reach):
+        raise ConfigError(f"nll: {name}, {split}: the mean over {len(cost)} rows is {value}; is the model finite?")
+    return NllRow(name, split, value, value - reach, value + reach, len(cost))
+
+
+def _of_classic(model: Model, levels: int | None, batch_size: int, seed: int) -> dict[str, Measure]:
+    """What a classic model says of data."""
+    device, spread = device_of(model), levels is not None and model.levels is None
+
+    @torch.no_grad()
+    def own(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> tuple[Tensor, bool]:
+        found = []
+        x = dequantise(x, levels=LEVELS, seed=seed) if spread else x
+        for rows in torch.split(torch.arange(len(x)), batch_size):
+            found.append(model.log_prob(x[rows].to(device), seed=seed, indices=rows.to(device)).cpu())
+            more(len(rows))
+        return torch.cat(found), spread
+
+    return {model.likelihood: own}
+
+
+def _of_denoiser(
+    denoiser: Denoiser,
+    train: tuple[Tensor, Tensor | None],
+    levels: int | None,
+    probes: Hutchinson | None,
+    keys: dict[str, Any],
+    flow: dict[str, Any],
+) -> tuple[dict[str, Measure], dict[str, Any]]:
+    """(what a denoiser says of data, how that was found); train: some of its training rows."""
+    small, seed, size = math.prod(denoiser.shape) <= SMALL, keys["seed"], keys["batch_size"]
+    if not small:  # beside the noise of a probe a tolerance of 1e-4, 2e-4 bits/dim, is nothing
+        probes = Hutchinson(seed=seed) if probes is None else probes
+        flow["solver"] = Adaptive() if flow.get("solver") is None else flow["solver"]
+    draws = keys["draws"] if keys["draws"] is not None else 256 if small else 64
+    keys = keys | {"draws": draws, "levels": levels}
+    facts: dict[str, Any] = {"seed": seed, "draws": draws, "probes": 0 if probes is None else probes.probes}
+
+    def ode(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> tuple[Tensor, bool]:
+        spread = x if levels is None else dequantise(x, levels=levels, seed=seed)
+        told: dict[str, Any] = {"cond": cond, "batch_size": size, "progress": more}
+        return log_prob(denoiser, spread, probes=probes, **told, **flow).value, levels is not None
+
+    def bound(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> tuple[Tensor, bool]:
+        return elbo(denoiser, x, cond=cond, progress=more, **keys).value, False
+
+    measures: dict[str, Measure] = {"flow": ode, "bound": bound}
+    if isinstance(denoiser.process, DiscreteVP):
+        learned = bool(getattr(innermost(denoiser), "learned_variance", False))
+        variance: Any = "learned"
+        if not learned:
+            x, cond = train if small else (train[0][:FEW], None if train[1] is None else train[1][:FEW])
+            variance = optimal_variance(denoiser, x, cond=cond, seed=seed, batch_size=size)
+        facts["variance"] = "learned" if learned else "optimal"
+
+        def chain(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> tuple[Tensor, bool]:
+            return ddpm_bound(denoiser, x, variance=variance, cond=cond, progress=more, **keys).value, False
+
+        measures["ddpm"] = chain
+    return measures, facts

@@ -16,10 +16,23 @@ from .score import (
 )
 from .times import Adaptive, LearnedTimes, Levels, LogitNormal, LogNormal, TimeLaw, UniformTimes
 from .tweedie import Cumulants, cumulants, sure, tweedie
-from .weighting import SNR, EDMMonotone, EDMWeight, Likelihood, MinSNR, Sigma2, Sigmoid, Uncertainty, Uniform, Weight
+from .weighting import (
+    SNR,
+    VLB,
+    EDMMonotone,
+    EDMWeight,
+    Likelihood,
+    MinSNR,
+    Sigma2,
+    Sigmoid,
+    Uncertainty,
+    Uniform,
+    Weight,
+)
 
 __all__ = [
     "SNR",
+    "VLB",
     "Adaptive",
     "Cumulants",
     "Curvature",

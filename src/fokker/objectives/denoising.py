@@ -4,11 +4,17 @@ r"""The denoising objective: DSM, noise, x0, v, velocity and EDM's loss are one 
 
 The network's own output is compared with its own target, and the weight is carried over exactly, so every choice of
 `predict`, `weight` and network differs from every other by a function of time only; all have the minimiser E[m* | x_t].
+A network that says a variance as well learns it by L_vlb, with the mean held (Nichol & Dhariwal 2021, L_hybrid):
+
+    L + variance_weight E_n (1/D) steps KL(p(x_{n-1} | x_n, x_0) || N(a x_n + b x0_hat, r^2)),   x0_hat without gradient
+
+and at n = 1, where that is infinite, -log N(x_0; x0_hat, r^2). The best r^2 is c^2 + b^2 Var[x_0 | x_n].
 What a weight or a law of times learns (`learned.py`) lives in the modules of `Denoising.learned`, not in the objective.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,8 +26,8 @@ from .. import noise as philox
 from ..component import component
 from ..denoiser import null_like
 from ..errors import ConfigError
-from ..prediction import Denoiser, coefficients, reading
-from ..process import Process, expand
+from ..prediction import Denoiser, Prediction, coefficients, learned_std, reading
+from ..process import DiscreteVP, Process, expand
 from ..registry import resolves
 from .learned import AdaptiveLaw, StepLaw, surrogate
 from .regularisers import Regulariser
@@ -36,7 +42,8 @@ class Terms(NamedTuple):
 
     loss: what is minimised.
     t: the time.
-    error: the loss without what is learned, detached; its mean estimates the objective's value under any law.
+    error: the loss without what is learned, a regulariser and the variance's part, detached; its mean estimates the
+        objective's value under any law.
     ratio: base density over the density drawn from, already part of loss and error; error / ratio is the weighted
         error at t itself, as a histogram over times wants it. 1 where no law is learned.
     place: the share of the base law below t.
@@ -64,6 +71,8 @@ class Denoising:
         cond_dropout: share of conditions replaced by the null condition, for classifier-free guidance.
         regulariser: what is added to the loss: "fokker-planck" or "martingale", whose value is 0 at the exact
             denoiser; None for nothing.
+        variance_weight: of the variance's part, for a denoiser with learned_variance=True on the process "ddpm"; 0 for
+            none, 0.001 in the paper.
     """
 
     predict: str = "velocity"
@@ -73,6 +82,7 @@ class Denoising:
     stratified: bool = False
     cond_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     regulariser: Annotated[Regulariser | None, resolves("regulariser")] = None
+    variance_weight: Annotated[float, Field(ge=0.0)] = 0.0
 
     def __post_init__(self) -> None:
         reading(self.predict)
@@ -157,13 +167,15 @@ class Denoising:
             dropped = philox.uniform(seed, rows, (), **key(2)) < self.cond_dropout
             cond = torch.where(dropped.reshape(-1, *[1] * (cond.ndim - 1)), null_like(cond), cond)
         x = process.perturb(x0, t, eps)
-        weight, squared = self._squared(denoiser, x, t, cond, x0, eps, (seed, step, rows))
+        weight, squared, prediction = self._squared(denoiser, x, t, cond, x0, eps, (seed, step, rows))
         ratio = torch.ones_like(t) if q is None else 1.0 / q.detach()
         measure = ratio if self.density == "multiply" else ratio / self.times.density(process, t)
         loss = error = (weight * measure).to(squared.dtype) * squared
         if u_of is not None:
             log_variance = u_of(t)
             loss = error / log_variance.exp() + measure.to(error.dtype) * log_variance
+        if prediction is not None and self.variance_weight > 0.0:
+            loss = loss + self.variance_weight * measure.to(loss.dtype) * _variance_loss(prediction, x0, t)
         if q is not None and q.requires_grad:
             loss = loss + surrogate(self._integrand(u_of, t, error.detach() / ratio), q).to(loss.dtype)
         if self.regulariser is not None:
@@ -180,8 +192,8 @@ class Denoising:
         x0: Tensor,
         eps: Tensor,
         keys: tuple[int, int, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """(w, |m - m*|^2 / D) of every row, (B,) each; keys are the seed, the step and the positions."""
+    ) -> tuple[Tensor, Tensor, Prediction | None]:
+        """w and |m - m*|^2 / D of every row, (B,) each, and the prediction; keys: the seed, the step, the positions."""
         process = denoiser.process
         weighed = self.weight.of(reading(self.predict))
         prediction = denoiser(x, t, cond)
@@ -190,7 +202,7 @@ class Denoising:
         A, B, k = source.row(process, t)
         target = expand(A / k, x) * x0 + expand(B / k, x) * eps
         weight = self.weight.value(process, t) * coefficients(process, t, source, weighed)[1] ** 2
-        return weight, (value - target).to(eps.dtype).square().flatten(1).mean(1)
+        return weight, (value - target).to(eps.dtype).square().flatten(1).mean(1), prediction
 
     def _modules(self, learned: nn.ModuleDict | None) -> tuple[nn.Module | None, StepLaw | None]:
         """(u, the law of places) of what was given. Raises ConfigError if something is missing."""
@@ -239,3 +251,21 @@ class Denoising:
         if len(x0) == 0:
             raise ConfigError("the batch is empty")
         return self.terms(denoiser, x0, cond, **keys).loss.mean()
+
+
+def _variance_loss(prediction: Prediction, x0: Tensor, t: Tensor) -> Tensor:
+    """steps / D times the KL of the reverse step from t, or at level 1 the decoder's nats, (B,); see the module."""
+    process, v = prediction.process, prediction.variance
+    if not isinstance(process, DiscreteVP) or v is None:
+        given = f"{process} and a network {'without' if v is None else 'with'} a learned variance"
+        needs = "the process 'ddpm', denoiser.learned_variance=true and net.out_channels twice the data's channels"
+        raise ConfigError(f"objective.variance_weight: given {given}, needs {needs}; or leave it at 0")
+    n = process.level(t)
+    step = process.reverse(n)
+    b, low, high = (expand(value, x0) for value in step)
+    std = learned_std(v.to(x0.dtype), low, high)
+    missed = b * (x0 - prediction.x0.detach()) / std
+    last = expand(n < 2.0, x0) > 0
+    spread = torch.where(last, 0.0, (low / std) ** 2)
+    logs = torch.where(last, math.log(2.0 * math.pi), -1.0 - 2.0 * low.log()) + 2.0 * std.log()
+    return 0.5 * process.steps * (missed.square() + spread + logs).flatten(1).mean(1)

@@ -42,7 +42,7 @@ class ScoreMatching(Denoising):
         probes: signs u for each sample, of the sliced forms.
 
     Raises:
-        ConfigError: a weight that learns, which needs a loss above 0.
+        ConfigError: a weight that learns, which needs a loss above 0; or a variance, which needs x0.
     """
 
     predict: str = "score"
@@ -57,6 +57,11 @@ class ScoreMatching(Denoising):
                 f"ScoreMatching.weight: given {self.weight}, must be one that learns nothing, as 'sigma2': "
                 "this loss can be negative, and 1 / e^u of it has no minimum in u"
             )
+        if self.variance_weight:
+            raise ConfigError(
+                f"ScoreMatching.variance_weight: given {self.variance_weight}, must be 0: a variance is learned from "
+                "clean data; take objective.kind=denoising"
+            )
 
     def _squared(
         self,
@@ -67,8 +72,8 @@ class ScoreMatching(Denoising):
         x0: Tensor,
         eps: Tensor,
         keys: tuple[int, int, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """(w, (|n|^2 - 2 sigma div n) / D); neither x0 nor eps is looked at."""
+    ) -> tuple[Tensor, Tensor, None]:
+        """w and (|n|^2 - 2 sigma div n) / D; neither x0 nor eps is looked at."""
         process, (seed, step, rows) = denoiser.process, keys
         u = None
         if self.form != "implicit":
@@ -80,4 +85,4 @@ class ScoreMatching(Denoising):
             square = (u * n).flatten(2).sum(2).square().mean(0)
         weighed = self.weight.of(reading(self.predict))
         weight = self.weight.value(process, t) * coefficients(process, t, READINGS["noise"], weighed)[1] ** 2
-        return weight, (square - 2.0 * expand(process.sigma(t), square) * spread.value) / x[0].numel()
+        return weight, (square - 2.0 * expand(process.sigma(t), square) * spread.value) / x[0].numel(), None

@@ -9,6 +9,7 @@ weight on all (book Eq. 6.3.6, Table 6.1):
 | MinSNR             | min(1, gamma/SNR)  | min(SNR,gamma) | ...             | ...                           |
 | EDMWeight          | 1 + 1/(SNR d^2)    | SNR + 1/d^2    | ...             | ...                           |
 | Likelihood         | g^2 / (2 sigma^2)  | -SNR'/2        | g^2 / 2         | 2 / g^2                       |
+| VLB                | its counterpart on the levels of a DDPM chain                                          |
 | Sigmoid, EDMMonotone | Likelihood times a w(log SNR) that does not increase with the SNR                        |
 | Uncertainty        | another weight over e^u(t), and + u(t), with u learned                                     |
 
@@ -20,7 +21,7 @@ Kingma & Gao (2023) write every loss as 1/2 int w(log SNR) |noise error|^2 d(log
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,12 +30,13 @@ from torch import Tensor, nn
 from ..component import Array, component
 from ..errors import ConfigError
 from ..prediction import READINGS, Reading, edm_reading
-from ..process import Process
+from ..process import DiscreteVP, Process
 from ..registry import resolves
 from .learned import LogVariance
 
 __all__ = [
     "SNR",
+    "VLB",
     "EDMMonotone",
     "EDMWeight",
     "Likelihood",
@@ -126,6 +128,30 @@ class Likelihood(Weight):
 
     def value(self, process: Process, t: Tensor) -> Tensor:
         return 2.0 / process.g2(t)
+
+
+@component
+class VLB(Weight):
+    """steps b_n^2 / (2 r_n^2) on x0, DDPM's L_vlb: with r = c it is steps (SNR_{n-1} - SNR_n) / 2 (book Eq. 2.2.11).
+
+    With uniform levels the loss times the dimension is the sum over levels of the bound `likelihood.ddpm_bound`, its
+    decoder's squared error included, without terms free of the model. Of the process "ddpm".
+
+    Args:
+        variance: r, "posterior" (beta-tilde) or "forward" (beta).
+    """
+
+    variance: Literal["posterior", "forward"] = "posterior"
+
+    def of(self, predict: Reading) -> Reading:
+        return READINGS["x0"]
+
+    def value(self, process: Process, t: Tensor) -> Tensor:
+        if not isinstance(process, DiscreteVP):
+            raise ConfigError(f"VLB: given the process {process}, must be a chain of levels, 'ddpm'; or 'likelihood'")
+        step = process.reverse(process.level(t))
+        std = step.high if self.variance == "forward" else step.low
+        return 0.5 * process.steps * (step.on_x0 / std) ** 2
 
 
 class _OfLogSNR(Weight):

@@ -4,7 +4,7 @@ from . import clocks
 from .base import Normal, Posterior, Process, Transition, as_time, expand, readable
 from .clocks import convert, convert_time
 from .schedules import EDM, OU, VE, VP, Cosine, Flow, SubVP, Trig
-from .tables import DDPM, Custom, DiscreteVP, Linear
+from .tables import DDPM, Custom, DiscreteVP, Linear, Reverse
 
 __all__ = [
     "DDPM",
@@ -20,6 +20,7 @@ __all__ = [
     "Normal",
     "Posterior",
     "Process",
+    "Reverse",
     "SubVP",
     "Transition",
     "Trig",

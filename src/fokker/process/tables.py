@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ..component import Array, component
 from ..errors import ConfigError, closest
 from .base import Process, Time, as_time, bisect_time
 
-__all__ = ["DDPM", "Custom", "DiscreteVP", "Linear"]
+__all__ = ["DDPM", "Custom", "DiscreteVP", "Linear", "Reverse"]
 
 Positive = Annotated[float, Field(gt=0)]
 Small = Annotated[float, Field(gt=0, lt=0.5)]
@@ -31,6 +31,17 @@ def _known(betas: Any) -> Any:
 
 
 _NAMED = BeforeValidator(_known)
+
+
+class Reverse(NamedTuple):
+    """p(x_{n-1} | x_n, x_0): its coefficient on x_0, its standard deviation `low`, and that of x_n | x_{n-1}, `high`.
+
+    The reverse step of data of any spread has a standard deviation between the two (Ho et al. 2020).
+    """
+
+    on_x0: Tensor
+    low: Tensor
+    high: Tensor
 
 
 @component
@@ -104,6 +115,30 @@ class DiscreteVP(Process):
     @property
     def t_min(self) -> float:  # type: ignore[override]
         return 1.0 / self.steps
+
+    def level(self, t: Time) -> Tensor:
+        """n = t steps in float64: an integer where it is one up to rounding."""
+        n = as_time(t).double() * self.steps
+        return torch.where((n - n.round()).abs() < 1e-3, n.round(), n)
+
+    def reverse(self, n: Tensor, first: int = 1) -> Reverse:
+        """The reverse step from level n to n - 1, and from `first` to the data itself; float64.
+
+        There x_0 given itself is a point (book erratum E7): `low` is that of the level above, as in DDPM's decoder.
+
+        Args:
+            n: levels in [first, steps], any shape.
+            first: the level that is decoded, below `steps`.
+        """
+        n = n.double()
+        to = torch.where(n < first + 1, 0.0, n - 1.0)
+        above = n.clamp(min=first + 1)
+        low = self.bridge(above / self.steps, (above - 1.0) / self.steps).std
+        on_x0, high = (
+            self.bridge(n / self.steps, to / self.steps).on_x0,
+            self.transition(to / self.steps, n / self.steps).std,
+        )
+        return Reverse(on_x0, low, high)
 
     def _locate(self, t: Time) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(t, log alpha at the knot below, log alpha at the knot above, how far in between), in float64."""

@@ -115,7 +115,7 @@ class Sharding:
             self.keys |= {"shape": event}
             self.keys |= {"brownian": True} if brownian else {}  # folders without it are as they were
         settings = {name: spec(value, path=name, inline=2**20) for name, value in self.keys.items()} | dict(about or {})
-        settings |= {"shard": size, "batch_size": batch_size, "dtype": DTYPES[dtype]}
+        settings |= {"shape": event, "shard": size, "batch_size": batch_size, "dtype": DTYPES[dtype]}
         settings |= {"cond": _fingerprint(cond), "device": device_of(denoiser).type}
         if decode is not None:
             settings |= {"decode": spec(decode, path="decode", inline=2**20), "stored": stored}
