@@ -298,7 +298,7 @@ def test_a_trained_linear_vae_reaches_ppca() -> None:
     x = sigma_points(mean, cov)
     best = ppca(mean, cov, 2)
     model = train(VAE(shape=(4,), latent=2, depth=0).double(), x.repeat(16, 1), 700, 3e-2)
-    layer, log_var = last(model.decoder), float(model.decoder.log_var())
+    layer, log_var = last(model.decoder), float(model.decoder.log_var().detach())
     found = Affine(layer.weight.detach(), layer.bias.detach(), math.exp(log_var) * torch.eye(4, dtype=F64))
     encoder = Affine(torch.zeros(2, 4, dtype=F64), torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))
     top, reached = (float(LinearChain((link,), (encoder,)).log_prob(x).mean()) for link in (best, found))
