@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from ..component import component
+from ..errors import ConfigError
 from ..process import Process
+from ..process.tables import Function
 from .base import Solver
 from .plan import Plan, Stage, Step, Term, X, evaluate
 
@@ -27,10 +30,10 @@ class EulerMaruyama(Solver):
     evaluation (book Eq. 4.2.4 at eta = 1, Eq. 4.2.6 at eta = 0).
 
     Args:
-        eta: 0 the probability-flow ODE, 1 Anderson's reverse SDE; any value >= 0.
+        eta: 0 the probability-flow ODE, 1 Anderson's reverse SDE; any value >= 0, or a function of a tensor of times.
     """
 
-    eta: Annotated[float, Field(ge=0.0)] = 1.0
+    eta: Annotated[float, Field(ge=0.0)] | Function = 1.0
     open_data = True
 
     @property
@@ -39,21 +42,29 @@ class EulerMaruyama(Solver):
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        return self.eta > 0.0
+        return callable(self.eta) or self.eta > 0.0
 
     @property
     def open_start(self) -> bool:  # type: ignore[override]
-        return self.eta > 0.0  # g is infinite where alpha = 0
+        return self.stochastic  # g is infinite where alpha = 0
+
+    def _eta(self, s: Tensor) -> Tensor:
+        """eta at times s. Raises ConfigError where a function of them is not a number >= 0."""
+        eta = torch.as_tensor(self.eta(s) if callable(self.eta) else self.eta, dtype=s.dtype).expand(s.shape)
+        if not bool((eta >= 0.0).all()) or not bool(eta.isfinite().all()):
+            raise ConfigError(f"EulerMaruyama.eta: gives {eta.tolist()} at times {s.tolist()}, must be 0 or above")
+        return eta
 
     def steps(self, process: Process, s: Tensor, t: Tensor) -> list[Step]:
         alpha, sigma, h = process.alpha(s), process.sigma(s), t - s
         slope = process.d_sigma(s) / sigma
         on_x, on_x0 = slope, process.d_alpha(s) - alpha * slope
         c = 0.0 * h
-        if self.eta:
-            pull = 0.5 * self.eta**2 * process.g2(s) / sigma**2
+        if self.stochastic:
+            eta = self._eta(s)
+            pull = 0.5 * eta**2 * process.g2(s) / sigma**2
             on_x, on_x0 = on_x + pull, on_x0 - pull * alpha
-            c = self.eta * (process.g2(s) * -h).sqrt()
+            c = eta * (process.g2(s) * -h).sqrt()
         table = [a.tolist() for a in (s, t, 1.0 + h * on_x, h * on_x0, c)]
         steps = []
         for start, end, a, b, std in zip(*table, strict=True):
