@@ -236,8 +236,13 @@ def _plain(hint: Any) -> bool:
 
 def _checked(cls: type, name: str, value: Any, hint: Any) -> Any:
     """A constructor's argument as its annotation says. Raises ConfigError."""
-    if not _plain(hint) or isinstance(value, bool) is not (hint is bool):
+    if not _plain(hint):
         return value
+    parts = (hint, *get_args(hint))
+    if isinstance(value, bool) and not any(part is bool or isinstance(part, bool) for part in parts):
+        raise ConfigError(f"{cls.__name__}.{name}: given {value!r}, must be a number or word, no truth value")
+    if hint is bool and not isinstance(value, bool):
+        raise ConfigError(f"{cls.__name__}.{name}: given {value!r}, must be true or false")
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:

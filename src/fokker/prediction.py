@@ -266,3 +266,10 @@ class Denoiser(Protocol):
     def reading(self) -> Reading | None: ...
 
     def __call__(self, x: Tensor, s: float | Tensor, cond: Any = None) -> Prediction: ...
+
+
+def check_denoiser(given: Any) -> None:
+    """Raise ConfigError if this is no denoiser, and say what to do with a model that is none."""
+    if not all(hasattr(given, name) for name in ("process", "lam_range")) or not callable(given):
+        own = ": draw from it by its own .sample(...), and ask .log_prob(x)" if hasattr(given, "log_prob") else ""
+        raise ConfigError(f"denoiser: given {type(given).__name__}, which is no denoiser{own}")

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from . import noise as philox
 from .denoiser import compile_net, innermost, repeat_cond, take_cond
 from .errors import ConfigError
-from .prediction import Denoiser
+from .prediction import Denoiser, check_denoiser
 from .registry import build
 from .solvers import Adams, FlowTime, Grid, Solver, Times, as_grid, steps_for_nfe
 from .solvers.base import count
 from .solvers.path import increments
 from .solvers.run import AfterStep, Callback, Draw
 
-__all__ = ["encode", "encoding_times", "sample", "tracked", "trajectory"]
+__all__ = ["as_indices", "device_of", "encode", "encoding_times", "sample", "tracked", "trajectory"]
 
 DEFAULT_STEPS = 50
 # Measured (docs/solvers.md): at 5 to 50 evaluations on average within twice the error of the best of ten solvers and
@@ -183,6 +183,7 @@ class _Job:
         device: torch.device | str | None,
         dtype: torch.dtype,
     ) -> None:
+        check_denoiser(denoiser)
         self.denoiser, self.process, self.x = denoiser, denoiser.process, x
         self.seed = philox.as_seed(seed)
         if dtype not in (torch.float32, torch.float64):
@@ -212,9 +213,7 @@ class _Job:
         if indices is None:
             numbers = torch.arange(self.n) if many is None else torch.zeros(self.n, dtype=torch.int64)
         else:
-            numbers = torch.as_tensor(indices, dtype=torch.int64)
-            if bool((numbers.cpu() < 0).any() | (numbers.cpu() >= 2**32).any()):
-                raise ConfigError("indices: must lie in [0, 2^32)")
+            numbers = as_indices(indices)
         self.index = numbers.to(self.device)
 
     def grid_times(self, solver: Any, steps: int | None, nfe: int | None, grid: Any, final: str) -> Tensor:
@@ -313,6 +312,19 @@ class _Job:
                 **shape_kept,
             )
         return result[:count]
+
+
+def as_indices(given: Sequence[int] | Tensor) -> Tensor:
+    """Numbers of samples, int64 (n,). Raises ConfigError for what is none."""
+    try:
+        numbers = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.empty(0)
+    if numbers.ndim != 1 or not len(numbers) or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ConfigError(f"indices: given {given!r}, must be whole numbers, at least one, such as [0, 3]")
+    if bool((numbers < 0).any() | (numbers >= 2**32).any()):
+        raise ConfigError("indices: must lie in [0, 2^32)")
+    return numbers.to(torch.int64)
 
 
 def device_of(model: Denoiser | nn.Module) -> torch.device:

@@ -47,12 +47,12 @@ def test_a_classic_model_at_the_command_line(call: Call, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("sample", "run", "--steps", 3, "-o", "y.npy"), "steps: given, but a GAN draws in its own way"),
-        (("sample", "run", "--solver", "ddim", "-o", "y.npy"), "solver: given, but a GAN draws in its own way"),
-        (("tune", "run", "-o", "g.json"), "run: holds a GAN; give the run of a denoiser"),
-        (("evaluate", "run", "--nll"), "a GAN has no likelihood that can be evaluated"),
+        (("sample", "run", "--steps", 3, "-o", "y.npy"), "steps: given, but GAN draws in its own way"),
+        (("sample", "run", "--solver", "ddim", "-o", "y.npy"), "solver: given, but GAN draws in its own way"),
+        (("tune", "run", "-o", "g.json"), "run: holds a model of class GAN; give a denoiser's run"),
+        (("evaluate", "run", "--nll"), "GAN has no likelihood that can be evaluated"),
         (("train", "run", "--resume", "model.r1=2.0"), "but this run has"),
-        (("train", "gan-moons", "train.compile=true", "run.dir=b"), "train.compile: given True, but a GAN cannot be"),
+        (("train", "gan-moons", "train.compile=true", "run.dir=b"), "train.compile: given True, which GAN cannot"),
         (("train", "gan-moons", "model.hight=3", "run.dir=b"), "GAN has no field 'hight'"),
         (("train", "gan-moons", "net=mlp", "run.dir=b"), "net: given in a recipe with a `model`"),
         (("train", "gan-moons", "model=gna", "run.dir=b"), "did you mean 'gan'"),

@@ -48,7 +48,7 @@ def test_vectors_in_nats_with_their_intervals() -> None:
     assert whole["probes"] == 0 and whole["nll"][0]["value"] == report.rows[0].value
     lines = report.markdown().splitlines()
     assert lines[0] == "| negative log-likelihood | nats (95 %) | n |" and lines[2].startswith("| flow, held out |")
-    assert f"{report.rows[0].value:.4g} ± " in lines[2] and report.table().row_count == 4
+    assert f"{report.rows[0].value:.4g} ± " in lines[2] and report.table().row_count == 10
 
 
 class Squares:
@@ -71,11 +71,17 @@ def test_a_chain_has_its_own_row() -> None:
     assert [row.name for row in report.rows] == ["flow", "bound", "ddpm"] * 2 and calls[-1] == ("ddpm, train", 360, 360)
     assert report.facts["variance"] == "optimal"
     for number, data in enumerate((test, train)):
-        flow, _, chain = report.rows[3 * number : 3 * number + 3]
+        flow, bound, chain = report.rows[3 * number : 3 * number + 3]
         x = chosen(data, 60, number)
         table = optimal_variance(LAW.denoiser(process), chosen(train, 256, 2))
         value = ddpm_bound(LAW.denoiser(process), x, variance=table, draws=8).value
         assert abs(chain.value + float(value.mean())) < 1e-9
+        parts = dict(chain.parts)
+        simple = parts.pop("L_simple")
+        assert list(parts) == ["prior", "diffusion", "reconstruction"] and abs(sum(parts.values()) - chain.value) < 1e-9
+        terms = [fk.Denoising.ddpm().terms(LAW.denoiser(process), x, step=k).error.mean() for k in range(8)]
+        assert simple == pytest.approx(float(torch.stack(terms).mean()), rel=1e-6) and 0.05 < simple < 1.0
+        assert abs(sum(bound.parts.values()) - bound.value) < 1e-9 and not flow.parts
         assert abs(chain.value - flow.value) < 1.5 * (chain.high - chain.low)  # 6 standard errors
 
     class Says:

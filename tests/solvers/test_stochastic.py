@@ -62,6 +62,30 @@ def test_euler_maruyama_has_weak_order_1_for_every_eta(eta: float, mean: float, 
         assert slopes([abs(g[k]) for g in gaps]) == pytest.approx([1.0], abs=0.15)
 
 
+def test_eta_may_be_any_function_of_time() -> None:
+    """Every eta(t) >= 0 keeps the marginals: the limit is the data's law, the errors of first order; a step by hand."""
+    process, times = ou3(), torch.linspace(3.0, 1e-9, 41, dtype=F64)
+    for eta in (lambda t: (t / 3.0).sqrt(), lambda t: 2.0 * (t > 1.0), lambda t: 1.0 + (5.0 * t).sin()):
+        gaps = []
+        for n in (320, 640):
+            grid = UniformT().times(process, n, 3.0, 1e-9, False)
+            m, v = moments(EulerMaruyama(eta=eta), process, 2.0, 0.25, grid)
+            gaps.append((abs(m - 2.0), abs(v - 0.25)))
+        assert max(gaps[-1]) < 0.01
+        for k in range(2):
+            assert slopes([g[k] for g in gaps]) == pytest.approx([1.0], abs=0.2)
+        solver = EulerMaruyama(eta=eta)
+        assert solver.stochastic and solver.open_start
+        steps = solver.plan(process, times).steps
+        for n in (0, 7, 33):  # each step is that of its own constant
+            alone = EulerMaruyama(eta=float(eta(times[n]))).plan(process, times[n : n + 2]).steps[0]
+            assert steps[n].out == alone.out and steps[n].draws == alone.draws
+    assert EulerMaruyama(eta=lambda t: 0.5).plan(process, times) == EulerMaruyama(eta=0.5).plan(process, times)
+    for wrong in (lambda t: t - 2.0, lambda t: t * math.inf, lambda t: t * math.nan):
+        with pytest.raises(ConfigError, match=r"EulerMaruyama\.eta: gives .* must be 0 or above"):
+            EulerMaruyama(eta=wrong).plan(process, times)
+
+
 def test_the_unflipped_drift_fails() -> None:
     """Anderson's drift with its sign not turned gives (-16.3, 528) where (2, .25) is right."""
     process = ou3()

@@ -16,6 +16,7 @@ import fokker as fk
 from fokker.classic import Model
 from fokker.component import recorded
 from fokker.errors import ConfigError
+from fokker.likelihood.pixels import on_levels
 from fokker.metrics import nll
 from fokker.registry import KINDS
 from fokker.train import read
@@ -85,7 +86,7 @@ def test_a_resumed_run_has_the_bits_of_one_never_stopped(tmp_path: Path) -> None
     fk.fit(recipe(tmp_path / "b", steps=20), progress=False)
     again = fk.load(fk.resume(tmp_path / "b", ["train.steps=30"], progress=False))
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
-    with pytest.raises(ConfigError, match="model: given .*2.0.* but this run has"):
+    with pytest.raises(ConfigError, match=r"^model\.spread: given 2.0, but this run has 1.0"):
         fk.resume(tmp_path / "b", ["model.spread=2.0"], progress=False)
 
 
@@ -117,11 +118,11 @@ def test_nll_of_a_classic_model() -> None:
     expected = -model.log_prob(train.take(rows)[0])
     assert report.rows[1].value == pytest.approx(expected.mean().item(), rel=1e-6)
     assert report.unit == "nats"
-    with pytest.raises(ConfigError, match="steps: given, but a Toy's likelihood takes none"):
+    with pytest.raises(ConfigError, match="steps: given, but the likelihood of Toy takes none"):
         nll(model, train, test, steps=4)
     model.__class__.likelihood, kept = "none", model.likelihood
     try:
-        with pytest.raises(ConfigError, match="nll: a Toy has no likelihood"):
+        with pytest.raises(ConfigError, match="nll: Toy has no likelihood"):
             nll(model, train, test)
     finally:
         model.__class__.likelihood = kept
@@ -154,8 +155,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=match):
             make(values)
     for change, match in (
-        ({"compile": True}, r"train\.compile: given True, but a Toy cannot be"),
-        ({"shard": True}, r"train\.shard: given True, but a Toy cannot be"),
+        ({"compile": True}, r"train\.compile: given True, which Toy cannot"),
+        ({"shard": True}, r"train\.shard: given True, which Toy cannot"),
     ):
         with pytest.raises(ConfigError, match=match):
             fk.fit(recipe(tmp_path / "x", **change), progress=False)
@@ -164,5 +165,75 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.shape: given \(3,\), but the data has \(2,\)"):
         fk.fit(wrong, progress=False)
     for name, value in (("steps", 3), ("guidance", 2.0), ("brownian", True), ("cond", 1)):
-        with pytest.raises(ConfigError, match=f"{name}: given, but a Toy draws in its own way"):
+        with pytest.raises(ConfigError, match=f"{name}: given, but Toy draws in its own way"):
             settle(Toy((2,)), **{name: value})  # type: ignore[arg-type]
+
+
+def test_a_law_of_levels_is_not_trained_on_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Toy, "levels", 4)
+    monkeypatch.setattr(Toy, "log_prob", lambda self, x, **_: on_levels(x, 4))
+    monkeypatch.setattr(Toy, "losses", lambda self, x, **_: x.flatten(1).sum(1))
+    with pytest.raises(ConfigError, match=r"^model: x: has values that are not one of 4 levels.*model\.levels=0"):
+        fk.fit(recipe(tmp_path / "run"), progress=False)
+
+
+def test_null_takes_a_denoisers_sections_away(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"overrides: process=null net=null objective=null sampling\.solver=null"):
+        read("moons", ["model=toy"])
+    gone = ["process=null", "net=null", "objective=null", "sampling.solver=null", "sampling.steps=null"]
+    found = read("moons", ["model=toy", *gone])
+    assert found.model == {"kind": "toy"} and found.sampling.n == 2000
+    fk.fit(recipe(tmp_path / "b", steps=2), progress=False)
+    with pytest.raises(ConfigError, match=r"^model\.spraed: given 2.0, but this run has no such field"):
+        fk.resume(tmp_path / "b", ["model.spraed=2.0"], progress=False)
+
+
+def test_batches_and_numbers_that_are_none_are_refused() -> None:
+    model = Toy((2, 3))
+    for x, told in (
+        (torch.zeros(4, 3, 2), r"x: given shape \(4, 3, 2\), must be \(B, 2, 3\)"),
+        (torch.zeros(()), r"must be \(B, 2, 3\)"),
+        (torch.zeros(4, 2, 3, dtype=F64), r"x: given torch.float64 on cpu, but the model is torch.float32 on cpu"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            model.check(x)
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"n": -1}, "n: given -1, must be at least 1"),
+        ({"n": "4"}, "n: given '4'"),
+        ({"n": True}, "n: given True"),
+        ({"batch_size": 2.5}, "batch_size: given 2.5"),
+        ({"indices": 3}, "indices: given 3, must be whole numbers"),
+        ({"indices": [0.5, 1.7]}, "must be whole numbers"),
+        ({"indices": [-1]}, r"indices: must lie in \[0, 2\^32\)"),
+    ]
+    for given, told in bad:
+        with pytest.raises(ConfigError, match=told):
+            model.sample(**given)
+    x = torch.zeros(3, 2, 3)
+    for door in (fk.log_prob, fk.elbo, fk.encode):
+        with pytest.raises(ConfigError, match=r"denoiser: given Toy, which is no denoiser: draw from it by its own"):
+            door(model, x)  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="Toy, which is no denoiser"):
+        fk.sample(model, n=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        fk.classic.VAE((2,), latent=2, width=4),
+        fk.classic.HVAE((2,), latent=(2, 1), width=4),
+        fk.classic.Autoregressive((2,), width=4),
+        fk.classic.GAN((2,), width=4),
+        fk.classic.Energy((2,), width=4, depth=1),
+        fk.classic.RealNVP((2,), width=4, layers=2),
+        fk.classic.CNF((2,), width=4),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_every_model_looks_at_what_it_is_given(model: Model) -> None:
+    for x in (torch.zeros(4, 5), torch.zeros(4, 2, 1), torch.zeros(4, 2, dtype=F64)):
+        with pytest.raises(ConfigError, match="x: given"):
+            model.losses(x)
+        if model.likelihood != "none":
+            with pytest.raises(ConfigError, match="x: given"):
+                model.log_prob(x)

@@ -139,7 +139,7 @@ class Autoregressive(Model):
 
     def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
         """-log p(x), Eq. (2): (B,). Nothing is drawn."""
-        return -self._log_probs(x).sum(1)
+        return -self._log_probs(self.check(x)).sum(1)
 
     def log_prob(self, x: Tensor, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:
         """log p(x), exact: a density in nats, or with `levels` the log-probability of the levels (B,).
@@ -148,8 +148,8 @@ class Autoregressive(Model):
             ConfigError: with `levels`, numbers that are none of them.
         """
         if self._levels:
-            on_levels(x, self._levels)
-        return self._log_probs(x).sum(1)
+            on_levels(self.check(x), self._levels)
+        return self._log_probs(self.check(x)).sum(1)
 
     def draw(self, indices: Tensor, seed: int) -> Tensor:
         """Samples number `indices` (n,) of `seed`, number by number: (n, *shape)."""

@@ -166,7 +166,7 @@ class CNF(Bijection):
     def log_prob(self, x: Tensor, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:
         """log p(x) in nats, (B,), integrated adaptively (rtol = atol = 1e-5); no gradient."""
         probes = None if self.dim <= SMALL else Hutchinson(seed=seed)
-        return log_prob(self.velocity, x, probes=probes, index=indices, grid=[0.0, 1.0]).value.to(x)
+        return log_prob(self.velocity, self.check(x), probes=probes, index=indices, grid=[0.0, 1.0]).value.to(x)
 
     def draw(self, indices: Tensor, seed: int) -> Tensor:
         """x(0) from the normal numbers of samples `indices` (n,), integrated adaptively, (n, *shape)."""

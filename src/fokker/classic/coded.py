@@ -81,6 +81,7 @@ class Coded(Model):
 
     def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
         """Eq. (1) in nats, or minus Eq. (2) where `samples` is above 1."""
+        self.check(x)
         if self.samples > 1:
             return -self._weighted(x, self.samples, seed, step << 8, positions, "training")
         reconstruction, costs = self.terms(x, self._eps(x, seed, step << 8, positions, "training"))
@@ -93,7 +94,7 @@ class Coded(Model):
         Raises:
             ConfigError: values to which the decoder gives no probability, such as no bytes.
         """
-        self.decoder.check(x)
+        self.decoder.check(self.check(x))
         if self.samples > 1:
             return self.importance_bound(x, self.samples, seed=seed, indices=indices)
         return self.elbo(x, self._eps(x, seed, 0, indices, "probe"))

@@ -61,7 +61,7 @@ class Bijection(Model):
 
     def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
         """-log p(x) in nats, (B,)."""
-        z, log_det = self.inverse(x, seed=seed, step=step, indices=positions)
+        z, log_det = self.inverse(self.check(x), seed=seed, step=step, indices=positions)
         return -log_normal(z.flatten(1)) - log_det
 
     def log_prob(self, x: Tensor, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:

@@ -222,7 +222,7 @@ class GAN(Model):
         Args:
             x, seed, step, positions: as in `losses`.
         """
-        positions = torch.arange(len(x), device=x.device) if positions is None else positions
+        positions = torch.arange(len(self.check(x)), device=x.device) if positions is None else positions
         z = noise.normal(seed, positions, (self.latent,), draw=step << 8, domain="training", dtype=x.dtype)
         made = self.generate(z)
         told = self.game.fake(self.judge(made.detach())) - self.game.real(self.judge(x))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..sampling import tracked
+from ..sampling import as_indices, tracked
+from ..solvers.base import count
 
 __all__ = ["Model"]
 
@@ -43,7 +44,7 @@ class Model(nn.Module):
             )
 
     def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
-        """The losses of a batch x (B, *shape), sample by sample (B,); their mean is minimised.
+        """The losses of a batch x (B, *shape), sample by sample (B,); their mean is minimised. Calls `check`.
 
         What is drawn depends on (seed, step, position in the global batch) alone.
 
@@ -67,6 +68,19 @@ class Model(nn.Module):
             indices: which draws the rows take, default range(B).
         """
         raise ConfigError(f"{type(self).__name__} has no density that can be evaluated")
+
+    def check(self, x: Tensor) -> Tensor:
+        """x itself, if it is a batch (B, *shape) in the model's precision, where the model is. Raises ConfigError."""
+        weight = next(self.parameters())
+        if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
+            wanted = ", ".join(["B", *map(str, self.shape)])
+            raise ConfigError(f"x: given shape {tuple(x.shape)}, must be ({wanted})")
+        if x.dtype != weight.dtype or x.device != weight.device:
+            raise ConfigError(
+                f"x: given {x.dtype} on {x.device}, but the model is {weight.dtype} on {weight.device}: "
+                "take x.to(model's) or model.to(x's)"
+            )
+        return x
 
     @torch.no_grad()
     def sample(
@@ -92,17 +106,15 @@ class Model(nn.Module):
         Raises:
             ConfigError: n or batch_size is below 1, or n differs from the number of indices.
         """
-        numbers = torch.arange(64 if n is None else n) if indices is None else torch.as_tensor(indices)
-        for name, value in (("n", len(numbers)), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: given {value}, must be at least 1")
+        n, batch_size = count("n", n), count("batch_size", batch_size)
+        numbers = torch.arange(64 if n is None else n) if indices is None else as_indices(indices)
         if n is not None and n != len(numbers):
             raise ConfigError(f"n: given {n} with {len(numbers)} indices; leave n out")
         numbers, found = numbers.to(next(self.parameters()).device), []
         size = len(numbers) if batch_size is None else batch_size
         for part in tracked([slice(i, min(i + size, len(numbers))) for i in range(0, len(numbers), size)], progress):
-            rows, count = numbers[part], part.stop - part.start
-            if pad and count < size:
-                rows = torch.cat([rows, rows[-1:].expand(size - count)])
-            found.append(self.draw(rows, seed)[:count])
+            rows, few = numbers[part], part.stop - part.start
+            if pad and few < size:
+                rows = torch.cat([rows, rows[-1:].expand(size - few)])
+            found.append(self.draw(rows, seed)[:few])
         return torch.cat(found)

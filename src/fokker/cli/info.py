@@ -64,7 +64,7 @@ def _described(what: str, overrides: list[str]) -> list[tuple[str, str]]:
         extra = read_header(what)[1]
         model, rows = load(what), [("file", str(model_path(what)))]
     rows += _classic(model) if isinstance(model, Model) else _denoiser(model)
-    if extra.get("classes"):
+    if extra.get("classes") and not isinstance(model, Model):
         rows += [("classes", ", ".join(f"{i} {name}" for i, name in enumerate(extra["classes"])))]
     if "step" in extra:
         rows += [("trained", f"{extra['step']} steps")]

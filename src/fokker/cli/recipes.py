@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import typer
 
 __all__ = ["recipes"]
@@ -18,7 +20,8 @@ def recipes() -> None:
     for heading in ("recipe", "what it trains"):
         table.add_column(heading)
     for name, file in recipe_names().items():
-        first = file.read_text(encoding="utf-8").splitlines()[0]
-        table.add_row(name, first.removeprefix("#").strip())
+        lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+        told = " ".join(line.removeprefix("#").strip() for line in lines)
+        table.add_row(name, told.partition(". ")[0].removesuffix(".") + ".")
     Console().print(table)
     typer.echo(f"train one: fokker train NAME; start your own from a copy of a file in {recipes_folder()}")

@@ -41,7 +41,7 @@ from torch import Tensor
 from .. import noise
 from ..denoiser import repeat_cond, take_cond
 from ..errors import ConfigError
-from ..prediction import Denoiser
+from ..prediction import Denoiser, check_denoiser
 from ..process import expand
 from ..sampling import device_of
 from .flow import parts
@@ -100,6 +100,7 @@ def elbo(
     Raises:
         ConfigError: an odd number of draws, or values that are not on the levels.
     """
+    check_denoiser(denoiser)
     if draws < 2 or draws % 2:
         raise ConfigError(f"draws: given {draws}, must be even, 2 or more (two for each piece of lam's range)")
     process, (noisy, clean) = denoiser.process, denoiser.lam_range

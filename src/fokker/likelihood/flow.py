@@ -24,7 +24,7 @@ from ..calculus import Hutchinson, Probes, value_and_divergence
 from ..calculus.operators import dot, each, pulling
 from ..denoiser import repeat_cond, take_cond
 from ..errors import ConfigError
-from ..prediction import READINGS, Denoiser, Prediction
+from ..prediction import READINGS, Denoiser, Prediction, check_denoiser
 from ..process import as_time, expand
 from ..sampling import device_of, encode, encoding_times
 from ..solvers import Adaptive, Grid, Solver
@@ -123,6 +123,7 @@ def log_prob(
     if isinstance(probes, Tensor) and tuple(probes.shape[1:]) != tuple(x.shape):
         wanted = ", ".join(["K", *map(str, x.shape)])
         raise ConfigError(f"probes: given shape {tuple(probes.shape)}, must be ({wanted})")
+    check_denoiser(denoiser)
     flow = _Flow(denoiser, x.shape[1:], columns)
     times = encoding_times(flow, solver=solver, steps=steps, nfe=nfe, grid=grid)
     index = torch.arange(len(x)) if index is None else index.cpu()

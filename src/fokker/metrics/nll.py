@@ -6,6 +6,9 @@
     ddpm     of the ancestral chain's, by the bound in discrete time, where the model's process is a chain: with the
              network's variances, or the best for training rows
 
+Of a bound its parts are told too: prior, diffusion and reconstruction, which add up to it; and of a chain L_simple, the
+mean of |eps_hat - eps|^2 / d over levels as `Denoising.ddpm` trains it, in no unit.
+
 Each is a mean over rows with its 95 % interval, mean +- 1.96 sd / sqrt(n), in which is the noise of probes, draws and
 dequantisation as well: they are fresh for every row. A row of the data's own numbers is x decoded; its density is that
 of x less the log-volume of decoding.
@@ -15,9 +18,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.table import Table
@@ -30,11 +34,13 @@ from ..data import Codec, Samples, SignalCodec
 from ..data.columns import Number, TableCodec
 from ..denoiser import innermost
 from ..errors import ConfigError
-from ..likelihood import bits_per_dim, ddpm_bound, dequantise, elbo, log_prob, optimal_variance
+from ..likelihood import Bound, bits_per_dim, ddpm_bound, dequantise, elbo, log_prob, optimal_variance
+from ..objectives import Denoising
 from ..prediction import Denoiser
 from ..process import DiscreteVP
 from ..sampling import device_of
 from ..solvers import Adaptive
+from ..solvers.base import count
 from .report import as_markdown, as_table
 
 __all__ = ["NllReport", "NllRow", "log_volume", "nll"]
@@ -55,6 +61,7 @@ class NllRow:
         value: the mean over rows.
         low, high: its 95 % interval.
         n: rows.
+        parts: what it is made of, in its unit, and what stands beside it.
     """
 
     name: str
@@ -63,6 +70,7 @@ class NllRow:
     low: float
     high: float
     n: int
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class NllReport:
         for row in self.rows:
             value = f"{row.value:.4g} ± {(row.high - row.low) / 2:.2g}"
             lines.append((f"{row.name}, {row.split}", value, str(row.n)))
+            lines += [(f"- {name}", f"{part:.4g}", "") for name, part in row.parts.items()]
         return lines
 
     def table(self) -> Table:
@@ -124,13 +133,30 @@ def log_volume(data: Samples) -> float:
 
 
 Split = Literal["held out", "train"]
-# What is measured: of rows, their conditions and a callback, (nats, whether of dequantised pictures' density).
-Measure = Callable[[Tensor, Tensor | None, Callable[[int], None]], tuple[Tensor, bool]]
+
+
+class Found(NamedTuple):
+    """What a measure gives, in nats (n,).
+
+    nats: log p or a bound of it.
+    spread: whether of the density of dequantised pictures.
+    parts: costs that add up to -nats.
+    beside: numbers in no unit.
+    """
+
+    nats: Tensor
+    spread: bool = False
+    parts: Mapping[str, Tensor] = MappingProxyType({})
+    beside: Mapping[str, float] = MappingProxyType({})
+
+
+Measure = Callable[[Tensor, Tensor | None, Callable[[int], None]], Found]
+"""Of rows, their conditions, and a callback that is told how many are done."""
 
 
 def _check_classic(model: Model, train: Samples, options: dict[str, Any]) -> None:
     if model.likelihood == "none":
-        raise ConfigError(f"nll: a {type(model).__name__} has no likelihood that can be evaluated")
+        raise ConfigError(f"nll: {type(model).__name__} has no likelihood that can be evaluated")
     if model.levels not in (None, LEVELS) or (model.levels is not None and not train.is_image):
         raise ConfigError(
             f"nll: this {type(model).__name__} gives probabilities of {model.levels} levels, and the data has "
@@ -138,7 +164,7 @@ def _check_classic(model: Model, train: Samples, options: dict[str, Any]) -> Non
         )
     for name, value in options.items():
         if value is not None:
-            raise ConfigError(f"{name}: given, but a {type(model).__name__}'s likelihood takes none; leave it out")
+            raise ConfigError(f"{name}: given, but the likelihood of {type(model).__name__} takes none; leave it out")
 
 
 def nll(
@@ -173,6 +199,7 @@ def nll(
         ConfigError: data whose numbers have no density (`log_volume`), another event than the model's, or n < 2.
     """
     volume, levels = log_volume(train), LEVELS if train.is_image else None
+    batch_size = count("batch_size", batch_size) or 64
     if tuple(model.shape) != train.shape:
         raise ConfigError(f"nll: the model's samples have shape {tuple(model.shape)}, the data's {train.shape}")
     splits: dict[Split, Samples] = {"train": train} if test is None else {"held out": test, "train": train}
@@ -199,19 +226,27 @@ def nll(
                     progress(what, done, total)
 
             more(0)
-            nats, spread = measure(x, cond if told else None, more)
-            cost = volume - nats
-            if levels is not None:
-                cost = bits_per_dim(nats, train.shape, levels=levels if spread else None)
-            rows.append(_row(name, split, cost))
+            found = measure(x, cond if told else None, more)
+            if levels is None:  # the volume of decoding belongs to what is said of x itself
+                cost = volume - found.nats
+                parts = {key: part + volume * (key == "reconstruction") for key, part in found.parts.items()}
+            else:
+                cost = bits_per_dim(found.nats, train.shape, levels=levels if found.spread else None)
+                parts = {key: bits_per_dim(-part, train.shape) for key, part in found.parts.items()}
+            means = {key: float(part.mean()) for key, part in parts.items()}
+            rows.append(_row(name, split, cost, means | dict(found.beside)))
     return NllReport(tuple(rows), "bits/dim" if levels else "nats", facts)
 
 
-def _row(name: str, split: Split, cost: Tensor) -> NllRow:
+def _row(name: str, split: Split, cost: Tensor, parts: dict[str, float]) -> NllRow:
     value, reach = float(cost.mean()), Z * float(cost.std()) / math.sqrt(len(cost))
     if not math.isfinite(value + reach):
         raise ConfigError(f"nll: {name}, {split}: the mean over {len(cost)} rows is {value}; is the model finite?")
-    return NllRow(name, split, value, value - reach, value + reach, len(cost))
+    return NllRow(name, split, value, value - reach, value + reach, len(cost), parts)
+
+
+def _parts(bound: Bound) -> dict[str, Tensor]:
+    return {name: getattr(bound, name) for name in ("prior", "diffusion", "reconstruction")}
 
 
 def _of_classic(model: Model, levels: int | None, batch_size: int, seed: int) -> dict[str, Measure]:
@@ -219,15 +254,35 @@ def _of_classic(model: Model, levels: int | None, batch_size: int, seed: int) ->
     device, spread = device_of(model), levels is not None and model.levels is None
 
     @torch.no_grad()
-    def own(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> tuple[Tensor, bool]:
+    def own(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> Found:
         found = []
         x = dequantise(x, levels=LEVELS, seed=seed) if spread else x
         for rows in torch.split(torch.arange(len(x)), batch_size):
             found.append(model.log_prob(x[rows].to(device), seed=seed, indices=rows.to(device)).cpu())
             more(len(rows))
-        return torch.cat(found), spread
+        return Found(torch.cat(found), spread)
 
     return {model.likelihood: own}
+
+
+@torch.no_grad()
+def l_simple(
+    denoiser: Denoiser, x: Tensor, cond: Tensor | None = None, *, draws: int = 8, seed: int = 0, batch_size: int = 64
+) -> float:
+    """The mean of |eps_hat - eps|^2 / d over levels, noise and the rows of x: Ho et al.'s loss, of data.
+
+    Args:
+        denoiser: of a chain.
+        x: data (B, *event). cond: conditions (B, ...).
+        draws: for each row. seed: of them. batch_size: rows at once.
+    """
+    device, objective, total = device_of(denoiser), Denoising.ddpm(), 0.0
+    for rows in torch.split(torch.arange(len(x)), batch_size):
+        told = None if cond is None else cond[rows].to(device)
+        for draw in range(draws):
+            keys: dict[str, Any] = {"seed": seed, "step": draw, "positions": rows}
+            total += float(objective.terms(denoiser, x[rows].to(device), told, **keys).error.double().sum())
+    return total / (draws * len(x))
 
 
 def _of_denoiser(
@@ -247,13 +302,14 @@ def _of_denoiser(
     keys = keys | {"draws": draws, "levels": levels}
     facts: dict[str, Any] = {"seed": seed, "draws": draws, "probes": 0 if probes is None else probes.probes}
 
-    def ode(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> tuple[Tensor, bool]:
+    def ode(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> Found:
         spread = x if levels is None else dequantise(x, levels=levels, seed=seed)
         told: dict[str, Any] = {"cond": cond, "batch_size": size, "progress": more}
-        return log_prob(denoiser, spread, probes=probes, **told, **flow).value, levels is not None
+        return Found(log_prob(denoiser, spread, probes=probes, **told, **flow).value, levels is not None)
 
-    def bound(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> tuple[Tensor, bool]:
-        return elbo(denoiser, x, cond=cond, progress=more, **keys).value, False
+    def bound(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> Found:
+        found = elbo(denoiser, x, cond=cond, progress=more, **keys)
+        return Found(found.value, parts=_parts(found))
 
     measures: dict[str, Measure] = {"flow": ode, "bound": bound}
     if isinstance(denoiser.process, DiscreteVP):
@@ -264,8 +320,10 @@ def _of_denoiser(
             variance = optimal_variance(denoiser, x, cond=cond, seed=seed, batch_size=size)
         facts["variance"] = "learned" if learned else "optimal"
 
-        def chain(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> tuple[Tensor, bool]:
-            return ddpm_bound(denoiser, x, variance=variance, cond=cond, progress=more, **keys).value, False
+        def chain(x: Tensor, cond: Tensor | None, more: Callable[[int], None]) -> Found:
+            found = ddpm_bound(denoiser, x, variance=variance, cond=cond, progress=more, **keys)
+            simple = l_simple(denoiser, x, cond, seed=seed, batch_size=size)
+            return Found(found.value, parts=_parts(found), beside={"L_simple": simple})
 
         measures["ddpm"] = chain
     return measures, facts

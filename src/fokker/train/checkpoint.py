@@ -81,5 +81,7 @@ def load_denoiser(path: Path | str) -> NetDenoiser:
     """`load`, for what only a denoiser can do. Raises ConfigError if it is another model."""
     model = load(path)
     if not isinstance(model, NetDenoiser):
-        raise ConfigError(f"{path}: holds a {type(model).__name__}; give the run of a denoiser (a recipe with `net`)")
+        raise ConfigError(
+            f"{path}: holds a model of class {type(model).__name__}; give a denoiser's run (a recipe with `net`)"
+        )
     return model

@@ -116,7 +116,7 @@ def settle(
         given = {"cond": cond, "guidance": guidance, "solver": solver, "grid": grid, "steps": steps, "nfe": nfe}
         for name, value in (given | {"brownian": brownian or None}).items():
             if value is not None:
-                raise ConfigError(f"{name}: given, but a {type(denoiser).__name__} draws in its own way; leave it out")
+                raise ConfigError(f"{name}: given, but {type(denoiser).__name__} draws in its own way; leave it out")
         return Drawing(denoiser, None, 1.0, {})
     classes = class_count(denoiser)
     if cond is None:

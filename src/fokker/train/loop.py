@@ -106,9 +106,12 @@ class Loop:
         classic = isinstance(model, Model)
         for name in ("compile", "shard"):
             if classic and getattr(options, name):
-                raise ConfigError(f"train.{name}: given True, but a {type(model).__name__} cannot be; leave it out")
+                raise ConfigError(f"train.{name}: given True, which {type(model).__name__} cannot; leave it out")
         if isinstance(model, Model) and model.alone and team.size > 1:
-            raise ConfigError(f"a {type(model).__name__} like this one is trained by one process, not by {team.size}")
+            raise ConfigError(
+                f"model: {type(model).__name__} with these fields keeps what one process alone can, and {team.size} "
+                "were started: start one, or change them (of an energy: model.objective=dsm)"
+            )
         self.conditional = is_conditional(model)
         # Pictures of a model without classes are drawn for conditions of the data.
         known = samples.take(torch.arange(min(recipe.sampling.n, len(samples))))[1]

@@ -183,13 +183,20 @@ def make(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**parts)
 
 
-def _check_classic(parts: Mapping[str, Any]) -> None:
-    """Refuse what a denoiser's recipe has and a classic model's has not. Raises ConfigError."""
+def _check_classic(parts: dict[str, Any]) -> None:
+    """Refuse what only a denoiser's recipe has; null stands for nothing. Raises ConfigError."""
     sampling = parts.get("sampling")
-    named = [name for name in DIFFUSION if name in parts]
-    named += [f"sampling.{name}" for name in (sampling if isinstance(sampling, Mapping) else ()) if name != "n"]
+    named = [name for name in DIFFUSION if parts.get(name) is not None]
+    if isinstance(sampling, Mapping):
+        named += [f"sampling.{name}" for name, value in sampling.items() if name != "n" and value is not None]
+        parts["sampling"] = {name: value for name, value in sampling.items() if name == "n"}
     if named:
-        raise ConfigError(f"{named[0]}: given in a recipe with a `model`, which has no use for it; leave it out")
+        away = " ".join(f"{name}=null" for name in named)
+        raise ConfigError(
+            f"{named[0]}: given in a recipe with a `model`, which has no use for it; leave it out (overrides: {away})"
+        )
+    for name in DIFFUSION:
+        parts.pop(name, None)
 
 
 def _check_keys(values: Any) -> None:

@@ -111,10 +111,21 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], same: Callable[[Any, A
     """Refuse to go on with a run as another. Raises ConfigError."""
     for name, value in old.items():
         if not same(value, new[name]):
+            name, was, given = _where(name, value, new[name])
             raise ConfigError(
-                f"{name}: given {new[name]}, but this run has {value}; "
-                "a resumed run keeps it: start another with run.dir=..."
+                f"{name}: given {given}, but this run has {was}; a resumed run keeps it: start another with run.dir=..."
             )
+
+
+def _where(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """(name, old, new) of the innermost field in which two values differ."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("kind") == new.get("kind"):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if key not in old or key not in new:
+                return f"{name}.{key}", old.get(key, "no such field"), new.get(key, "nothing")
+            if old[key] != new[key]:
+                return _where(f"{name}.{key}", old[key], new[key])
+    return name, old, new
 
 
 def _agrees(old: Any, new: Any) -> bool:
@@ -267,8 +278,16 @@ def _check_fit(recipe: Recipe, samples: Samples, model: NetDenoiser | Model) -> 
     if recipe.train.tensorboard:
         tensorboard_writer()
     if isinstance(model, Model):
+        x0 = samples.take(torch.arange(min(8, len(samples))))[0]
         model.eval()
-        model.losses(samples.take(torch.arange(min(2, len(samples))))[0], seed=recipe.train.seed)
+        model.losses(x0, seed=recipe.train.seed)
+        if model.levels is not None:  # a law of levels says nothing of numbers between them
+            try:
+                model.log_prob(x0, seed=recipe.train.seed)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"model: {error}; take a law of any numbers (model.decoder=gaussian, model.levels=0), or pictures"
+                ) from None
         draw(model, n=1)
         return
     denoiser, classes = model, class_count(model)
