@@ -1,6 +1,7 @@
 """Ito calculus: sums, isometry, product rule, Ito's formula, brackets, martingales and Stein's identity."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +21,7 @@ from fokker.calculus import (
     wiener,
 )
 from fokker.errors import ConfigError
-from fokker.process import VP
+from fokker.process import VP, Flow
 
 F64 = torch.float64
 P = VP(beta_min=1.0, beta_max=4.0)
@@ -175,6 +176,50 @@ def test_reverse_sde_has_the_data_s_law_and_the_printed_sign_explodes() -> None:
             assert abs(end.var() / 0.04 - 1) < 4 * math.sqrt(2 / n) + 0.05
         else:
             assert end.var() > 100
+
+
+@pytest.mark.parametrize(
+    ("eta2", "without"),
+    [
+        (lambda t: 0.0, 0.0),
+        (lambda t: 1.0 - t, 0.15),
+        (lambda t: 2.0 * (1.0 - t), 0.25),
+        (lambda t: 2.0 * (1.0 - t) / t, 1.0),
+    ],
+    ids=["ode", "1 - t", "2 (1 - t)", "memoryless"],
+)
+def test_any_noise_leads_from_normal_to_data(eta2: Callable[[float], float], without: float) -> None:
+    """Seed 003 sec. 2.4, its t from noise to data: dX = (v + eta^2 / 2 s) dt + eta dW, W_1 to a mixture.
+
+    Left without the score W_1 exceeds `without`, and for eta^2 = 2 (1 - t) / t the whole drift is 2 v - x / t.
+    """
+    law, flow, n = exact.GaussianMixture([0.35, 0.65], [[-1.2], [1.0]], [0.09, 0.16]), Flow(), 4000
+    denoiser, x = law.denoiser(flow), torch.linspace(-5.0, 5.0, 2001, dtype=F64)
+    start = torch.special.ndtri((torch.arange(n, dtype=F64) + 0.5) / n)[:, None]
+    target = 0.35 * torch.special.ndtr((x + 1.2) / 0.3) + 0.65 * torch.special.ndtr((x - 1.0) / 0.4)
+
+    def ends(share: float, steps: int) -> Tensor:
+        def drift(x: Tensor, t: Tensor) -> Tensor:
+            said = denoiser(x, 1.0 - float(t))
+            whole = -said.velocity + share * eta2(float(t)) * said.score
+            if share == 0.5 and eta2(0.5) == 2.0:
+                memoryless = -2.0 * said.velocity - x / float(t)
+                assert ((whole - memoryless).abs() < 1e-12 * (1.0 + x.abs()) / float(t)).all()
+            return whole
+
+        times = torch.linspace(1e-3, 1.0 - 1e-3, steps + 1, dtype=F64)
+        amount = lambda x, t: torch.tensor(math.sqrt(eta2(float(t))), dtype=F64)  # noqa: E731
+        return euler_maruyama(drift, amount, start, times, wiener(3, torch.arange(n), times, (1,)))[-1][:, 0]
+
+    def away(end: Tensor) -> float:
+        below = torch.searchsorted(end.sort().values, x).to(F64) / n
+        return float((below - target).abs().sum() * (x[1] - x[0]))
+
+    end = ends(0.5, 400)
+    assert away(end) < 0.02  # 4000 rows of the mixture itself: .017 on average
+    assert abs(float(end.mean()) - 0.23) < 0.02 and abs(float(end.var()) - 1.2366) < 0.02
+    if without:
+        assert away(ends(0.0, 150)) > without
 
 
 def test_the_gaussian_reverse_step_is_the_true_kernel_with_kl_of_slope_2() -> None:

@@ -102,3 +102,60 @@ def test_girsanov_in_numbers() -> None:
     assert float(same.value) == 0.0 and float(same.stderr) == 0.0
     with pytest.raises(ConfigError, match="must be one process"):
         path_kl(truth, law.denoiser(fk.Flow()), X)
+
+
+SLOW = fk.VP(beta_max=5.0)
+ZERO = fk.exact.Gaussian([0.0], [0.3])
+
+
+def reverse_chain(n: int, factor: float) -> list[tuple[float, float, float, float]]:
+    """(s, t, a, r) of x_t ~ N(a x_s, r): n equal Euler-Maruyama steps from 1 to 0, the score of ZERO times `factor`."""
+    times = torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)
+    denoiser, one, found = Louder(ZERO.denoiser(SLOW), factor), torch.ones(1, 1, dtype=torch.float64), []
+    x0 = denoiser(one.expand(n, 1), times[:-1]).x0[:, 0].tolist()  # of the state 1: all is linear in the state
+    for step, gain in zip(fk.solvers.EulerMaruyama().steps(SLOW, times[:-1], times[1:]), x0, strict=True):
+        (_, on_x), (_, on_x0), (_, std) = step.out
+        found.append((step.start, step.end, float(on_x) + float(on_x0) * gain, float(std) ** 2))
+    return found
+
+
+def test_the_path_divergence_of_the_euler_maruyama_chain() -> None:
+    """Sec. C.2.1: KL(p_T | prior) and, of every step, the two means' distance^2 / (2 r); slope 1 to .0747305."""
+    end = 0.3 * float(SLOW.alpha(1.0)) ** 2 + float(SLOW.sigma(1.0)) ** 2
+    prior, found = 0.5 * (end - 1.0 - math.log(end)), []
+    assert prior == pytest.approx(0.0007752, abs=5e-8)
+    for n in (250, 500, 1000, 2000, 4000):
+        u, total = end, prior
+        for (_, _, a, r), (_, _, louder, _) in zip(reverse_chain(n, 1.0), reverse_chain(n, 1.2), strict=True):
+            total += 0.5 * (louder - a) ** 2 * u / r
+            u = a * a * u + r
+        found.append(total)
+    assert found == pytest.approx([0.075303, 0.075016, 0.074873, 0.074802, 0.074766], abs=6e-7)
+    gaps = [value - 0.0747305 for value in found]
+    assert [math.log2(a / b) for a, b in pairwise(gaps)] == pytest.approx([1.0] * 4, abs=0.01)
+    # the marginals are closer than the paths: u and the louder chain's own variance, from N(0, 1)
+    v = 1.0
+    for _, _, a, r in reverse_chain(4000, 1.2):
+        v = a * a * v + r
+    assert 0.5 * (u / v - 1.0 - math.log(u / v)) == pytest.approx(0.0312, abs=1e-4)
+
+
+def test_the_density_and_the_bound_of_a_chain_of_fifty_steps() -> None:
+    """Sec. C.2.1: log p(.7) = -1.27746, and E log of the weight under exact forward transitions -1.46177 (by sampling
+    -1.46257); the line that the book prints counts the prior twice."""
+    chain, x = reverse_chain(50, 1.2), 0.7
+    v = 1.0
+    for _, _, a, r in chain:
+        v = a * a * v + r
+    log_p = -0.5 * (x * x / v + math.log(2.0 * math.pi * v))
+    alpha, sigma = float(SLOW.alpha(1.0)), float(SLOW.sigma(1.0))
+    prior = -0.5 * (math.log(2.0 * math.pi) + (alpha * x) ** 2 + sigma**2)
+    bound = prior
+    for s, t, a, r in chain:
+        kernel = SLOW.transition(t, s)
+        k, c2 = (float(value) for value in (kernel.scale, kernel.std**2))
+        square = (float(SLOW.alpha(t)) * x) ** 2 + float(SLOW.sigma(t)) ** 2  # E x_t^2 given x
+        bound += -0.5 * (math.log(r) + ((1.0 - a * k) ** 2 * square + a * a * c2) / r) + 0.5 * (math.log(c2) + 1.0)
+    assert log_p == pytest.approx(-1.27746, abs=1e-5) and bound == pytest.approx(-1.46177, abs=1e-5)
+    assert bound == pytest.approx(-1.46257, abs=1.5e-3)  # the printed estimate
+    assert bound + prior < -2.0

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from fokker.objectives import (
     sliced_matching,
     sure,
 )
+from fokker.process import EDM
 
 F64 = torch.float64
 MEAN, COV = torch.tensor([0.4, -0.7], dtype=F64), torch.tensor([[0.9, 0.3], [0.3, 0.5]], dtype=F64)
@@ -181,6 +183,20 @@ def test_the_printed_minus_learns_minus_the_score() -> None:
     printed = lambda f: 2.0 * float((w * explicit_matching(f, alpha * x0 + sigma * eps, eps / sigma)).sum())  # noqa: E731
     assert plus(score) < 0.3 < 5.0 < printed(score)
     assert abs(printed(lambda x: -score(x)) - plus(score)) < 1e-12
+
+
+def test_the_noised_score_is_off_by_sigma_squared() -> None:
+    """Sec. 3.4.2: grad log p_sigma = s + sigma^2 / 2 grad(Lap log p + |s|^2) + O(sigma^4), from the heat equation."""
+    x, clean = torch.linspace(-2.0, 3.0, 101, dtype=F64)[:, None], MIXTURE._clean()
+    bend = gradient(lambda x: clean.laplacian(x) + clean.score(x).square().sum(1), x)
+    errors, rest = [], []
+    for sigma in (0.1, 0.05, 0.025):
+        off = MIXTURE.at(EDM(), sigma).score(x) - clean.score(x)
+        errors.append(float(off.abs().max()))
+        rest.append(float((off - 0.5 * sigma**2 * bend).abs().max()))
+    assert errors == pytest.approx([0.10742, 0.02752, 0.00692], abs=5e-6)
+    assert [math.log2(a / b) for a, b in pairwise(errors)] == pytest.approx([1.96, 1.99], abs=0.01)
+    assert [math.log2(a / b) for a, b in pairwise(rest)] == pytest.approx([4.0, 4.0], abs=0.05)
 
 
 def test_energy_score_matching_has_a_minus() -> None:
