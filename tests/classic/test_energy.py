@@ -188,11 +188,11 @@ def test_a_coarse_grid_is_refused() -> None:
             model.log_prob(x)
         with torch.no_grad(), pytest.raises(ConfigError, match="cells") as refused:
             model.log_prob(x)
-        model.cells = int(str(refused.value).split("set cells to ")[1].split()[0])  # the number that would do
+        model.cells = int(str(refused.value).split("set model.cells=")[1].split()[0])  # the number that would do
         assert 24 < model.cells < 40
         torch.testing.assert_close(model.log_prob(x), Gaussian([0.5], v).log_prob(x), rtol=0, atol=1e-3)
         model.cells, model.broad = 2048, 1e4
-        with pytest.raises(ConfigError, match=r"long; lower broad$"):
+        with pytest.raises(ConfigError, match=r"long; lower model\.broad$"):
             model.log_prob(x)
     # A ridge along the other diagonal: only a shift along one axis alone tells, by 2 exp(-4 pi^2 s^2).
     along, across = 1 / 4.0, 1 / 0.15

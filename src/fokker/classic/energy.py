@@ -282,7 +282,7 @@ class Energy(Model):
         if off > ROUGH:
             # Where E is analytic the error falls exponentially in the cells, or faster.
             enough = min(CELLS, math.ceil(self.cells * math.log(ROUGH) / math.log(min(off, 0.5))))
-            more = f"set cells to {enough} or lower broad" if self.cells < CELLS else "lower broad"
+            more = f"set model.cells={enough} or lower model.broad" if self.cells < CELLS else "lower model.broad"
             raise ConfigError(
                 f"Energy.cells: given {self.cells}, on which log Z is off by {off:.2g} nats: over |x| <= 6 broad = "
                 f"{REACH * self.broad:g} each is {2.0 * REACH * self.broad / self.cells:.3g} long; {more}"
