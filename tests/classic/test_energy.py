@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -158,6 +159,86 @@ def test_log_prob_is_exact_up_to_two_dimensions_and_refused_beyond() -> None:
     assert plane.float().log_prob(x[:, None].float()).dtype == torch.float32
     with pytest.raises(ConfigError, match=r"1 or 2 dimensions, and a sample has 3"):
         Energy((3,)).log_prob(torch.zeros(2, 3))
+
+
+class Ridge(nn.Module):
+    """The tilt that makes a plane's `Energy` the normal law of precision a about (m, m)."""
+
+    def __init__(self, mean: float, precision: list[list[float]], broad: float) -> None:
+        super().__init__()
+        self.mean, self.broad = mean, broad
+        self.a = nn.Parameter(torch.tensor(precision, dtype=F64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gap = x - self.mean
+        return 0.5 * torch.einsum("bi,ij,bj->b", gap, self.a, gap) - x.square().sum(1) / (2 * self.broad**2)
+
+
+def test_a_coarse_grid_is_refused() -> None:
+    """Cells of length 1: the sum is off by the factor 1 + 2 q of the mass, q = exp(-2 pi^2 v), at worst."""
+    x = torch.zeros(2, 1, dtype=F64)
+    for v, fine in ((0.35, False), (0.45, True)):
+        model, off = bell(mean=0.5, variance=v, cells=24), math.log1p(2 * math.exp(-2 * math.pi**2 * v))
+        if fine:
+            want = 0.5 * math.log(2 * math.pi * v) + off  # on a centre the sum is too large
+            assert float(model.log_partition().detach()) == pytest.approx(want, abs=1e-6)
+            continue
+        assert off == pytest.approx(2.0e-3, abs=5e-5)
+        with pytest.raises(ConfigError, match=r"cells: given 24, .* off by 0\.002 nats: .* broad = 12 .* 1 long"):
+            model.log_prob(x)
+        with torch.no_grad(), pytest.raises(ConfigError, match="cells") as refused:
+            model.log_prob(x)
+        model.cells = int(str(refused.value).split("set model.cells=")[1].split()[0])  # the number that would do
+        assert 24 < model.cells < 40
+        torch.testing.assert_close(model.log_prob(x), Gaussian([0.5], v).log_prob(x), rtol=0, atol=1e-3)
+        model.cells, model.broad = 2048, 1e4
+        with pytest.raises(ConfigError, match=r"long; lower model\.broad$"):
+            model.log_prob(x)
+    # A ridge along the other diagonal: only a shift along one axis alone tells, by 2 exp(-4 pi^2 s^2).
+    along, across = 1 / 4.0, 1 / 0.15
+    ridge = Energy((2,), cells=24).double()
+    half, skew = 0.5 * (along + across), 0.5 * (across - along)
+    ridge.net = Ridge(0.5, [[half, skew], [skew, half]], 2.0)
+    with pytest.raises(ConfigError, match=r"off by 0\.0053 nats"):
+        ridge.log_prob(torch.zeros(2, 2, dtype=F64))
+
+
+def test_log_z_is_computed_once_for_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(
+        "fokker.classic.energy.log_partition", lambda *a, **k: calls.append(1) or log_partition(*a, **k)
+    )
+    model, x = network(), MIXTURE.sample(5, dtype=F64)
+    with torch.no_grad():
+        first = [model.log_prob(x) for _ in range(3)]
+        assert len(calls) == 4 and torch.equal(first[0], first[2])
+        for change in (
+            lambda: model.net[1].weight.data.mul_(1.5),  # which leaves the parameter's version as it was
+            lambda: setattr(model, "broad", 1.6),
+            lambda: setattr(model, "cells", 90),
+        ):
+            before = model.log_partition()
+            change()
+            grid = Grid((-6 * model.broad,) * 2, (6 * model.broad,) * 2, (model.cells,) * 2)
+            after, want = model.log_partition(), log_partition(model.energy, grid)
+            assert float(after) == pytest.approx(float(want), abs=1e-12)
+            assert model.cells == 90 or abs(float(after - before)) > 1e-3
+        assert len(calls) == 16
+    model.log_partition().backward()  # and what is kept is no part of it
+    assert float(model.net[-1].weight.grad.abs().max()) > 0
+    by_name = {name: p.detach() for name, p in model.named_parameters()}
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self) -> Tensor:
+            return self.model.log_partition()
+
+    held = {f"model.{name}": p for name, p in by_name.items()}
+    slopes = torch.func.grad(lambda held: torch.func.functional_call(Whole(), held, ()))(held)
+    torch.testing.assert_close(slopes["model.net.5.weight"], model.net[-1].weight.grad, rtol=1e-11, atol=1e-13)
 
 
 def test_the_score_is_free_of_z_and_of_curl() -> None:
@@ -369,8 +450,69 @@ def test_what_a_recipe_and_a_file_say() -> None:
     for bad in (
         {"width": 0}, {"depth": 0}, {"objective": "mle"}, {"broad": 0.0}, {"steps": 0}, {"steps": 201}, {"eta": -1.0},
         {"move": "hmc"}, {"chains": 0}, {"penalty": -0.1}, {"sigma": 0.0}, {"replicas": 0}, {"draw_steps": 0},
-        {"cells": 1},
+        {"cells": 1}, {"cells": 2049}, {"eta": math.inf}, {"broad": math.inf}, {"sigma": math.inf}, {"eta": math.nan},
+        {"penalty": math.nan}, {"penalty": math.inf},
     ):  # fmt: skip
         (name,) = bad
         with pytest.raises(ConfigError, match=rf"Energy\.{name}: given"):
             Energy((2,), **bad)
+
+
+def test_a_broken_model_draws_nothing() -> None:
+    """Without a finite energy no move is accepted: the start is no sample. Rows that are whole stay as they are."""
+    model = network(steps=2, draw_steps=60)
+    whole = model.sample(40, seed=1)
+    assert bool(whole.isfinite().all())
+
+    class Holed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x[:, 0] > 0, math.nan, 0.0) + 0.0 * x.sum(1)
+
+    model.net = nn.Sequential(Holed())
+    model.anchor = nn.Parameter(torch.zeros((), dtype=F64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # whose acceptance is not to blame
+        x = model.sample(40, seed=1)
+        start = 1.5 * noise.normal(1, torch.arange(40), (2,), domain="prior", dtype=F64)
+        assert torch.equal(x.isnan().all(1), start[:, 0] > 0) and bool((x[start[:, 0] <= 0, 0] <= 0).all())
+        broken = network(draw_steps=60)
+        nn.init.constant_(broken.net[1].weight, math.nan)
+        assert bool(broken.sample(40).isnan().all())
+
+
+@pytest.mark.filterwarnings("always:Energy.eta")
+def test_moves_that_are_refused_are_heard_of() -> None:
+    said = r"at eta=1e\+09 0\.0% of the chains' moves are accepted, .* lower model\.eta$"
+    model = network(objective="pcd", eta=1e9, steps=2, chains=50, draw_steps=20, replicas=3)
+    with pytest.warns(UserWarning, match=said):
+        x = model.sample(20)
+    assert bool(x.isfinite().all())
+    data = MIXTURE.sample(8, dtype=F64)
+    with warnings.catch_warnings(record=True) as heard:
+        for step in (1, 99, 100, 200):  # looked at every 100 steps, said once
+            model.losses(data, step=step)
+            assert len(heard) == (step >= 100)
+        network(objective="cd", eta=1e9, steps=2, move="ula").losses(data)  # never refuses
+        network(objective="cd", eta=1e9, steps=2).losses(data)  # 16 moves tell nothing
+        network(objective="pcd", eta=0.2, steps=2, chains=50).losses(data)
+        network(eta=0.2, draw_steps=20).sample(20)
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("move", ["ula", "mala"])
+def test_a_lost_chain_begins_anew(move: Any) -> None:
+    """The other chains go on as if nothing had been; a chain so far off that |x|^2 is not finite is lost as well."""
+    lost = torch.tensor([1, 4, 6])
+
+    def moved(at: dict[int, float]) -> tuple[Tensor, Tensor]:
+        model = network(objective="pcd", chains=8, steps=2, eta=0.2, move=move)
+        for row, value in at.items():
+            model.chains[row, 1] = value
+        loss = model.losses(MIXTURE.sample(3, dtype=F64), seed=5, step=7)
+        return model.chains, loss
+
+    (got, loss), (want, _) = moved({1: math.nan, 4: math.inf, 6: 1e200}), moved({})
+    fresh = 1.5 * noise.normal(5, lost, (2,), draw=(7 << 8) + 255, domain="training", dtype=F64)
+    assert torch.equal(got[lost], fresh) and bool(loss.isfinite().all())
+    rest = torch.tensor([0, 2, 3, 5, 7])
+    assert torch.equal(got[rest], want[rest]) and not torch.equal(want[lost], fresh)

@@ -241,7 +241,7 @@ def test_what_is_refused() -> None:
     x = start(2, 2)
     with pytest.raises(ConfigError, match="steps: given 0"):
         ula(lambda x: -x, x, steps=0, eta=0.1)
-    for eta in (0.0, -1.0, math.nan):
+    for eta in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ConfigError, match="eta"):
             ula(lambda x: -x, x, steps=1, eta=eta)
         with pytest.raises(ConfigError, match="eta"):
@@ -254,5 +254,7 @@ def test_what_is_refused() -> None:
     for betas in ((), (0.5,), (1.0, 1.0), (1.0, -0.1)):
         with pytest.raises(ConfigError, match="betas"):
             parallel_tempering(quartic, x, betas=betas, steps=1, eta=0.1)
+    with pytest.raises(ConfigError, match="eta: given inf"):
+        parallel_tempering(quartic, x, betas=(1.0, 0.5), steps=1, eta=[0.1, math.inf])
     with pytest.raises(ConfigError, match="2 numbers for 3 betas"):
         parallel_tempering(quartic, x, betas=(1.0, 0.5, 0.1), steps=1, eta=[0.1, 0.1])

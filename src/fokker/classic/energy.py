@@ -18,12 +18,14 @@ Vincent 2011 (DSM); Song et al. 2020b (sliced, its variant of lower variance).
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+import warnings
+from itertools import pairwise, product
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.nn.utils import parameters_to_vector
 
 from .. import noise
 from ..calculus import Grid, gradient
@@ -31,13 +33,17 @@ from ..component import recorded
 from ..errors import ConfigError
 from ..objectives import denoising_matching, implicit_matching
 from .density import log_partition
-from .mcmc import mala, parallel_tempering, ula
+from .mcmc import Chains, mala, parallel_tempering, ula
 from .model import Model
 
 __all__ = ["Energy"]
 
 REACH = 6.0  # the grid's half width over `broad`: without f, 4e-9 of the mass lies beyond
 MOVES = 200  # the draws of one training step are numbered below 2^8
+RESTART = 255  # the number of the one that begins chains anew
+HEED = 100  # training steps from one look at the acceptance to the next, and the fewest moves that tell anything
+CELLS, AT_ONCE = 2048, 2**16  # at most along an axis; evaluated together
+ROUGH = 1e-3  # nats by which log Z may be off
 
 
 @recorded
@@ -58,7 +64,7 @@ class Energy(Model):
         sigma: blur of "dsm", > 0.
         replicas: of parallel tempering between N(0, b^2 I) and p in `draw`; 1 is MALA, which seldom leaves a mode.
         draw_steps: moves of every replica in `draw`.
-        cells: of the grid along each axis in `log_prob`, over |x_i| <= 6 b.
+        cells: of the grid along each axis in `log_prob`, over |x_i| <= 6 b; 2 to 2048.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -95,16 +101,19 @@ class Energy(Model):
             "replicas": (replicas, 1), "draw_steps": (draw_steps, 1), "penalty": (penalty, 0),
         }  # fmt: skip
         for name, (value, low) in least.items():
-            if value < low:
-                raise ConfigError(f"Energy.{name}: given {value}, must be at least {low}")
+            if not low <= value < math.inf:
+                raise ConfigError(f"Energy.{name}: given {value}, must be at least {low}, and finite")
         for name, value in (("broad", broad), ("eta", eta), ("sigma", sigma)):
-            if not value > 0:
-                raise ConfigError(f"Energy.{name}: given {value}, must be more than 0")
-        if steps > MOVES:
-            raise ConfigError(f"Energy.steps: given {steps}, must be at most {MOVES}")
+            if not 0 < value < math.inf:
+                raise ConfigError(f"Energy.{name}: given {value}, must be more than 0, and finite")
+        for name, value, most in (("steps", steps, MOVES), ("cells", cells, CELLS)):
+            if value > most:
+                raise ConfigError(f"Energy.{name}: given {value}, must be at most {most}")
         self.objective, self.move, self.steps, self.eta = objective, move, steps, eta
         self.broad, self.penalty, self.sigma = broad, penalty, sigma
         self.replicas, self.draw_steps, self.cells = replicas, draw_steps, cells
+        self._told = False  # that moves are refused
+        self._known: tuple[Tensor, tuple[object, ...], Tensor] | None = None  # weights, what else log Z is of, log Z
         sizes = [math.prod(self.shape)] + [width] * depth
         layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.SiLU())]
         self.net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 1, bias=False))
@@ -167,13 +176,34 @@ class Energy(Model):
         keys: dict[str, Any] = {"steps": self.steps, "eta": self.eta, "seed": seed, "indices": indices}
         keys |= {"start": step << 8, "domain": "training"}
         x = x.detach()
-        return ula(self.score, x, **keys).x if self.move == "ula" else mala(self.energy, x, **keys).x
+        if self.move == "ula":
+            return ula(self.score, x, **keys).x
+        chains = mala(self.energy, x, **keys)
+        if not self._told and step % HEED == 0:  # on a GPU a look waits for the device
+            self._told = self._refused(chains, self.steps)
+        return chains.x
+
+    @torch.no_grad()
+    def _refused(self, chains: Chains, moves: int) -> bool:
+        """Whether next to no move was accepted where energies are finite, of which it warns."""
+        accepted = chains.accepted[self.energy(chains.x).isfinite()]
+        if len(accepted) * moves < HEED or (share := float(accepted.mean())) >= 0.01:
+            return False
+        warnings.warn(
+            f"Energy.eta: at eta={self.eta:g} {share:.1%} of the chains' moves are accepted, so that they stay where "
+            "they started: lower model.eta",
+            stacklevel=1,
+        )
+        return True
 
     def _persist(self, seed: int, step: int, positions: Tensor) -> Tensor:
-        """The chains, all of them moved; kept while training."""
+        """The chains, all of them moved; kept while training. One that is lost begins anew."""
         # Parts of one batch move them by different draws.
         indices = torch.arange(len(self.chains), device=positions.device) + len(self.chains) * positions[0]
         moved = self._moved(self.chains.clone(), seed, indices, step)
+        keys: dict[str, Any] = {"draw": step << 8 | RESTART, "domain": "training", "dtype": moved.dtype}
+        fine = self.base(moved).isfinite().reshape(-1, *[1] * len(self.shape))
+        moved = torch.where(fine, moved, self.broad * noise.normal(seed, indices, self.shape, **keys))
         if self.training:
             self.chains.copy_(moved)
         return moved
@@ -196,7 +226,7 @@ class Energy(Model):
         return softplus(-gap(x)) + softplus(gap(y))
 
     def draw(self, indices: Tensor, seed: int) -> Tensor:
-        """Samples by parallel tempering from N(0, b^2 I), which is its flattest level."""
+        """Samples by parallel tempering from N(0, b^2 I), which is its flattest level; NaN where E is not finite."""
         indices = indices.to(next(self.parameters()).device)
         dtype = next(self.parameters()).dtype
         x = self.broad * noise.normal(seed, indices, self.shape, domain="prior", dtype=dtype)
@@ -204,13 +234,17 @@ class Energy(Model):
         # Curvatures add, so that their inverses, the step sizes, do it harmonically.
         etas = [1.0 / (beta / self.eta + (1.0 - beta) / (0.5 * self.broad**2)) for beta in betas]
         keys: dict[str, Any] = {"steps": self.draw_steps, "eta": etas, "seed": seed, "indices": indices}
-        return parallel_tempering(self.energy, x, betas=betas, base=self.base, **keys).x
+        chains = parallel_tempering(self.energy, x, betas=betas, base=self.base, **keys)
+        self._refused(chains, self.draw_steps)
+        with torch.no_grad():  # a chain whose energy is not finite never left its start, which is no sample
+            fine = self.energy(chains.x).isfinite().reshape(-1, *[1] * len(self.shape))
+        return chains.x.where(fine, math.nan)
 
     def log_partition(self) -> Tensor:
         """log Z on the grid, () float64; differentiable in the parameters.
 
         Raises:
-            ConfigError: more than two dimensions.
+            ConfigError: more than two dimensions, or a grid too coarse: log Z is off by more than 0.001.
         """
         d = math.prod(self.shape)
         if d > 2:
@@ -218,10 +252,43 @@ class Energy(Model):
                 f"Energy.log_prob: log Z is known on a grid, in 1 or 2 dimensions, and a sample has {d}: compare "
                 "samples instead (fokker evaluate)"
             )
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # these weights may be a transform's own
+            return self._summed((0.0,) * d)
+        known = self._checked(d)
+        return self._summed((0.0,) * d) if torch.is_grad_enabled() else known
+
+    def _summed(self, shift: tuple[float, ...]) -> Tensor:
+        """log Z on the grid moved by `shift`, in cells."""
         reach, first = REACH * self.broad, next(self.parameters())
-        grid = Grid((-reach,) * d, (reach,) * d, (self.cells,) * d)
-        energy = lambda x: self.energy(x.reshape(-1, *self.shape)).double()  # noqa: E731
+        size = 2.0 * reach / self.cells
+        low, high = (tuple(end + size * s for s in shift) for end in (-reach, reach))
+
+        def energy(x: Tensor) -> Tensor:
+            return torch.cat([self.energy(part.reshape(-1, *self.shape)).double() for part in torch.split(x, AT_ONCE)])
+
+        grid = Grid(low, high, (self.cells,) * len(shift))
         return log_partition(energy, grid, dtype=first.dtype, device=str(first.device))
+
+    @torch.no_grad()
+    def _checked(self, d: int) -> Tensor:
+        """log Z, computed once for the same weights. Raises ConfigError if the grid is too coarse."""
+        weights = parameters_to_vector(self.net.parameters())
+        key = (self.broad, self.cells, weights.dtype, weights.device)
+        if self._known is not None and self._known[1] == key and torch.equal(self._known[0], weights):
+            return self._known[2]
+        # Over all half shifts every harmonic of exp(-E) but the even ones cancels: the error of each is seen.
+        each = torch.stack([self._summed(shift) for shift in product((0.0, 0.5), repeat=d)])
+        off = float((each[0] - (torch.logsumexp(each, 0) - d * math.log(2.0))).abs())
+        if off > ROUGH:
+            # Where E is analytic the error falls exponentially in the cells, or faster.
+            enough = min(CELLS, math.ceil(self.cells * math.log(ROUGH) / math.log(min(off, 0.5))))
+            more = f"set model.cells={enough} or lower model.broad" if self.cells < CELLS else "lower model.broad"
+            raise ConfigError(
+                f"Energy.cells: given {self.cells}, on which log Z is off by {off:.2g} nats: over |x| <= 6 broad = "
+                f"{REACH * self.broad:g} each is {2.0 * REACH * self.broad / self.cells:.3g} long; {more}"
+            )
+        self._known = weights, key, each[0]
+        return each[0]
 
     def log_prob(self, x: Tensor, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:
         """log p(x) = -E(x) - log Z, exact up to the grid (B,). Raises ConfigError above two dimensions."""

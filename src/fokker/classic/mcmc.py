@@ -77,8 +77,8 @@ def _log_uniform(pair: Tensor) -> Tensor:
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{name}: given {value}, must be more than 0")
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{name}: given {value}, must be more than 0, and finite")
 
 
 def _spread(c: Tensor, x: Tensor) -> Tensor:
@@ -244,7 +244,8 @@ def parallel_tempering(
         raise ConfigError(f"betas: given {tuple(betas)}, must decrease from 1 to at least 0")
     if len(etas) != k:
         raise ConfigError(f"eta: given {len(etas)} numbers for {k} betas, must be one, or one for each")
-    _positive(eta=min(etas))
+    for size in etas:
+        _positive(eta=size)
     beta, sizes = (torch.tensor(c, dtype=torch.float64).to(x) for c in (list(betas), [math.sqrt(2 * e) for e in etas]))
     b, h = _spread(beta[None], x[:, None]), _spread(sizes[None], x[:, None])
 
