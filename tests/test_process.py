@@ -749,6 +749,24 @@ def test_erratum_beta_is_a_variance_in_code_and_a_standard_deviation_in_the_book
     assert abs(float(DDPM().alpha(1.0)) - as_std) > 0.9
 
 
+def test_the_discrete_chain_nears_its_sde_with_slope_1():
+    # Spec 02, Sec. 4.1.1: sum log(1 - beta(t_i) / N) -> -B(1) = -10.05, by .280, .137, .068 and .034.
+    gaps = [2 * float(VP().alpha(1.0).log() - DDPM(steps=n).alpha(1.0).log()) for n in (250, 500, 1000, 2000)]
+    np.testing.assert_allclose(gaps, [0.27985, 0.13689, 0.06771, 0.03368], atol=1e-5)
+    np.testing.assert_allclose(np.log2(np.divide(gaps[:-1], gaps[1:])), [1.03, 1.015, 1.0075], atol=3e-3)
+
+
+def test_erratum_e17_the_step_from_i_to_i_plus_1_takes_the_later_beta():
+    # Table 3.1 prints beta_i for x_i -> x_{i+1}: from x_1 on, the product ends at bar alpha_L a_1 / a_L.
+    process, i = DDPM(), torch.arange(1, 1000, dtype=F64)
+    step = process.transition(i / 1000, (i + 1) / 1000)
+    np.testing.assert_allclose(step.std.numpy() ** 2, HO[1:], rtol=1e-9)
+    first, last = float(process.alpha(0.001)), float(process.alpha(1.0))
+    assert math.isclose(first * float(step.scale.prod()), last, rel_tol=1e-12)
+    printed = first * math.prod(np.sqrt(1 - HO[:-1]))
+    assert math.isclose(printed / last, math.sqrt((1 - 1e-4) / (1 - 0.02)), rel_tol=1e-10) and printed > 1.01 * last
+
+
 def test_erratum_ddpm_update_without_dt():
     # Line 1899 prints sqrt(1 - beta_t) with the rate beta(t) and no dt: at beta = 20 it is not even real.
     assert 1 - float(VP().g2(1.0)) < -18
