@@ -577,6 +577,15 @@ def test_kl_to_prior_published_numbers():
         assert 0 < now < math.exp(-2 * t) * start
 
 
+def test_erratum_s8_the_prior_mismatch_of_ve_falls_but_stays():
+    # Spec 03, S8: "the same Gaussian" is KL -> 0 only: v^2 / (4 Sigma^4) for a mean of 0, and m^2 / (2 Sigma^2) else.
+    for mean, limit, power in ((0.0, lambda top: 0.25**2 / (4 * top**4), 4), (0.7, lambda top: 0.245 / top**2, 2)):
+        gaps = [float(EDM(sigma_max=top).kl_to_prior(mean, 0.25)) for top in (5.0, 20.0, 80.0)]
+        assert gaps[-1] > 0
+        np.testing.assert_allclose(gaps, [limit(top) for top in (5.0, 20.0, 80.0)], rtol=0.01)
+        np.testing.assert_allclose(np.log(np.divide(gaps[:-1], gaps[1:])) / math.log(4), power, atol=0.01)
+
+
 PRIOR_STD = {
     "ve": math.sqrt(2500 - 1e-4),
     "ve-published": 30.0,
