@@ -577,6 +577,15 @@ def test_kl_to_prior_published_numbers():
         assert 0 < now < math.exp(-2 * t) * start
 
 
+def test_erratum_s8_the_prior_mismatch_of_ve_falls_but_stays():
+    # Spec 03, S8: "the same Gaussian" is KL -> 0 only: v^2 / (4 Sigma^4) for a mean of 0, and m^2 / (2 Sigma^2) else.
+    for mean, limit, power in ((0.0, lambda top: 0.25**2 / (4 * top**4), 4), (0.7, lambda top: 0.245 / top**2, 2)):
+        gaps = [float(EDM(sigma_max=top).kl_to_prior(mean, 0.25)) for top in (5.0, 20.0, 80.0)]
+        assert gaps[-1] > 0
+        np.testing.assert_allclose(gaps, [limit(top) for top in (5.0, 20.0, 80.0)], rtol=0.01)
+        np.testing.assert_allclose(np.log(np.divide(gaps[:-1], gaps[1:])) / math.log(4), power, atol=0.01)
+
+
 PRIOR_STD = {
     "ve": math.sqrt(2500 - 1e-4),
     "ve-published": 30.0,
@@ -747,6 +756,24 @@ def test_erratum_beta_is_a_variance_in_code_and_a_standard_deviation_in_the_book
     as_std = math.exp(0.5 * float(np.log1p(-(HO**2)).sum()))
     assert as_std > 0.9
     assert abs(float(DDPM().alpha(1.0)) - as_std) > 0.9
+
+
+def test_the_discrete_chain_nears_its_sde_with_slope_1():
+    # Spec 02, Sec. 4.1.1: sum log(1 - beta(t_i) / N) -> -B(1) = -10.05, by .280, .137, .068 and .034.
+    gaps = [2 * float(VP().alpha(1.0).log() - DDPM(steps=n).alpha(1.0).log()) for n in (250, 500, 1000, 2000)]
+    np.testing.assert_allclose(gaps, [0.27985, 0.13689, 0.06771, 0.03368], atol=1e-5)
+    np.testing.assert_allclose(np.log2(np.divide(gaps[:-1], gaps[1:])), [1.03, 1.015, 1.0075], atol=3e-3)
+
+
+def test_erratum_e17_the_step_from_i_to_i_plus_1_takes_the_later_beta():
+    # Table 3.1 prints beta_i for x_i -> x_{i+1}: from x_1 on, the product ends at bar alpha_L a_1 / a_L.
+    process, i = DDPM(), torch.arange(1, 1000, dtype=F64)
+    step = process.transition(i / 1000, (i + 1) / 1000)
+    np.testing.assert_allclose(step.std.numpy() ** 2, HO[1:], rtol=1e-9)
+    first, last = float(process.alpha(0.001)), float(process.alpha(1.0))
+    assert math.isclose(first * float(step.scale.prod()), last, rel_tol=1e-12)
+    printed = first * math.prod(np.sqrt(1 - HO[:-1]))
+    assert math.isclose(printed / last, math.sqrt((1 - 1e-4) / (1 - 0.02)), rel_tol=1e-10) and printed > 1.01 * last
 
 
 def test_erratum_ddpm_update_without_dt():

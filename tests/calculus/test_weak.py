@@ -1,6 +1,7 @@
 """Weak residuals: test functions against derivatives, samples of the right and of the wrong equation."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -139,6 +140,28 @@ def test_standard_errors_are_calibrated() -> None:
     assert (values.mean(0).abs() < 4 * values.std(0) / math.sqrt(150)).all()
     ratio = values.var(0) / errors.square().mean(0)
     assert abs(ratio.mean() - 1) < 0.15 and (ratio > 0.6).all() and (ratio < 1.6).all()
+
+
+def test_a_dirac_delta_is_no_test_function() -> None:
+    """Seed 003, line 105: at mass 1 and width w the error grows like w^-5/2 while the residual stays 0."""
+    n, dt, centre = 20_000, 0.1, 0.6
+    x = math.sqrt(2.0) * torch.special.erfinv((2.0 * torch.arange(n, dtype=F64) + 1.0) / n - 1.0)[:, None]
+    errors = []
+    for w in (0.2, 0.1, 0.05, 0.025):  # dx = -x dt + sqrt(2) dw leaves N(0, 1) as it is
+        found = weak_residual(
+            Bumps([[centre]], w), torch.tensor([0.0, dt]), torch.stack([x, x]), lambda x, t: -x, math.sqrt(2.0)
+        )
+        mass = math.sqrt(2.0 * math.pi) * w
+        assert abs(float(found.value)) < 1e-4 * dt / w
+        errors.append(float(found.stderr) / mass)
+        # int (phi'')^2 = 3/4 sqrt(pi) / w^3
+        density = math.exp(-0.5 * centre**2) / math.sqrt(2.0 * math.pi)
+        limit = dt * math.sqrt(0.75 * math.sqrt(math.pi) * density / (n * w**3)) / mass
+    assert errors[-1] == pytest.approx(limit, rel=5e-3)
+    slopes = [math.log2(b / a) for a, b in pairwise(errors)]
+    assert slopes == pytest.approx([2.5] * 3, abs=0.1) and errors[-1] > 100.0 * errors[0]
+    # The delta's own limit of the plain part, E[phi], is finite: it is the derivatives that are not.
+    assert float(Bumps([[centre]], 0.025)(x).mean()) / mass == pytest.approx(density, rel=1e-3)
 
 
 def test_single_precision_and_trapezoid() -> None:

@@ -397,6 +397,28 @@ def test_table_6_weights(process: Process, reading: str, weight: Callable[[float
     torch.testing.assert_close(by_score, by_output, rtol=1e-11, atol=1e-12)
 
 
+def test_without_its_weight_rectified_flows_loss_is_no_kl() -> None:
+    """S11: int (1-s)/s E|v - v_q|^2 ds = KL(p, q) of the SDEs' data; unweighted it is 0 where that is, and no more."""
+    process, p, found = Flow(), exact.Gaussian([0.4], 0.3), []
+    z, mass = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(4))  # v is affine in x
+    for mean, var in ((0.9, 0.3), (0.4, 0.1), (-0.2, 0.6), (0.4, 0.3)):
+        q, weighted, plain = exact.Gaussian([mean], var), 0.0, 0.0
+        for node, weight in zip(*np.polynomial.legendre.leggauss(24), strict=True):
+            s = 0.5 * (float(node) + 1.0)
+            here = p.at(process, s)
+            x = here.mean + here.cov.sqrt() * z[:, None]
+            off = p.denoiser(process)(x, s).velocity - q.denoiser(process)(x, s).velocity
+            error = 0.5 * float(weight) * float(mass @ off.square()[:, 0] / mass.sum())
+            weighted, plain = weighted + (1.0 - s) / s * error, plain + error
+        kl = float(divergence_between(p, q).value)
+        assert weighted == pytest.approx(kl, rel=1e-6, abs=1e-20)
+        found.append((kl, plain))
+    (moved, plain_moved), (narrow, plain_narrow), (_, plain_both), same = found
+    assert [plain_moved, plain_narrow, plain_both] == pytest.approx([0.3585, 0.1331, 0.4172], abs=1e-4)
+    assert moved < narrow and plain_moved > 2.0 * plain_narrow  # it would even choose the other model
+    assert same == pytest.approx((0.0, 0.0), abs=1e-20)
+
+
 BROAD_PLANE = exact.Gaussian([0.2, -0.4], 0.7)
 
 

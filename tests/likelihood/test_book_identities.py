@@ -262,3 +262,18 @@ def test_completing_the_square_keeps_a_cross_term() -> None:
         missing.append(abs(float(whole - square)))
         last.append(float((g2 * dt * s).square().sum()) / (2.0 * g2 * dt))
     assert slope(missing) == pytest.approx([2.0]) and missing[0] > 1e-3 and slope(last) == pytest.approx([1.0])
+
+
+def test_the_first_order_remainder_of_the_reverse_kernel_is_of_order_dt() -> None:
+    """Line 2829: log p(x + h) - log p(x) - s.h for h ~ N(0, g^2 dt) is 1/2 g^2 dt (log p)'' in mean, not O(dt^2)."""
+    process, t, x = fk.VP(), 0.3, torch.tensor([[0.4]], dtype=F64)
+    law, g2, kept = MIXTURE.at(process, t), float(process.g2(t)), []
+    s = law.score(x)
+    second = float(law.posterior(x).cov) * (float(process.alpha(t)) / float(process.sigma(t)) ** 2) ** 2
+    second -= 1.0 / float(process.sigma(t)) ** 2  # Tweedie's second order
+    for dt in (1e-3, 5e-4, 2.5e-4):
+        h = math.sqrt(g2 * dt) * NODES[:, None]
+        rest = law.log_prob(x + h) - law.log_prob(x) - (h * s)[:, 0]
+        kept.append([float((MASS * size).sum()) for size in (rest.abs(), rest)])
+    assert slope([size for size, _ in kept]) == pytest.approx([1.0, 1.0], abs=0.02)
+    assert kept[-1][1] / 2.5e-4 == pytest.approx(0.5 * g2 * second, rel=0.01) and abs(g2 * second) > 1.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fokker import exact
+from fokker import exact, noise
 from fokker.calculus import Hutchinson
 from fokker.errors import ConfigError
 from fokker.objectives import cumulants, implicit_matching, sure, tweedie
@@ -118,6 +118,35 @@ def test_stein_estimates_the_risk() -> None:
         gain = torch.tensor(c, dtype=F64, requires_grad=True)
         loss = w @ sure(lambda x: gain * x, math.sqrt(0.75) * z, 0.5)  # noqa: B023
         assert abs(float(torch.autograd.grad(loss, gain)[0]) - slope) < 1e-12
+
+
+def test_training_by_stein_without_a_clean_row() -> None:
+    """D = A x + b on noisy rows alone ends at A = (V - sigma^2 I) V^{-1}, b = (I - A) mean, V their covariance."""
+    n, sigma = 2000, 0.6
+    clean = LAW.sample(n, seed=3, dtype=F64)
+    noisy = clean + sigma * noise.normal(4, torch.arange(n), (2,), dtype=F64)
+    net, eye = nn.Linear(2, 2, dtype=F64), torch.eye(2, dtype=F64)
+    nn.init.zeros_(net.weight)
+    nn.init.zeros_(net.bias)
+    optimiser = torch.optim.LBFGS(net.parameters(), max_iter=100, tolerance_grad=1e-12, tolerance_change=0.0)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = sure(net, noisy, sigma).mean()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    mean, V = noisy.mean(0), noisy.T.cov(correction=0)
+    A = (V - sigma**2 * eye) @ V.inverse()
+    torch.testing.assert_close(net.weight.detach(), A, rtol=0, atol=1e-8)
+    torch.testing.assert_close(net.bias.detach(), (eye - A) @ mean, rtol=0, atol=1e-8)
+    # Of the best affine denoiser of the clean rows it is 1/sqrt(n) away, and as good: no clean row was seen.
+    design = torch.cat([noisy, torch.ones(n, 1, dtype=F64)], 1)
+    best = torch.linalg.lstsq(design, clean).solution
+    assert (net.weight.detach() - best[:2].T).abs().max() < 4.0 / math.sqrt(n)
+    found, least = ((guess - clean).square().sum(1).mean() for guess in (net(noisy).detach(), design @ best))
+    assert least <= found < 1.005 * least and found < 0.75 * 2 * sigma**2
 
 
 def test_stein_is_hyvarinen_is_tweedie() -> None:

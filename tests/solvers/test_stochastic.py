@@ -157,6 +157,21 @@ def test_ancestral_on_the_ddpm_chain() -> None:
         assert _affine(plan, oracle, 0.0, 1.0) == pytest.approx((0.699993, want), abs=6e-7)
 
 
+def test_ancestral_has_weak_order_1_in_the_number_of_levels() -> None:
+    """Variance error, N(.7, .25), betas scaled by 1000 / L: the forward variance's slope is soon 1, and the
+    posterior's creeps up to it, .72 from 25 to 50 levels and .96 from 1600 to 3200."""
+    for pair, posterior, forward in (((25, 50), 0.722, 1.131), ((1600, 3200), 0.959, 1.001)):
+        for variance, want in (("posterior", posterior), ("forward", forward)):
+            gaps = []
+            for levels in pair:
+                process = DiscreteVP(steps=levels)
+                times = UniformT().times(process, levels, 1.0, process.t_min, True)
+                plan = Ancestral(variance=variance).plan(process, times)
+                gaps.append(_affine(plan, gaussian(process, 0.7, 0.25), 0.0, 1.0)[1] - 0.25)
+            assert gaps[1] < 0 if variance == "posterior" else gaps[1] > 0
+            assert slopes([abs(gap) for gap in gaps]) == pytest.approx([want], abs=2e-3)
+
+
 def test_ancestral_against_the_chains_own_formula() -> None:
     """mu = (x - beta / sqrt(1 - abar) eps) / sqrt(1 - beta); variances beta-tilde and beta (Ho et al. 2020)."""
     process = DiscreteVP(steps=1000)
