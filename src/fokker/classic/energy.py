@@ -64,7 +64,8 @@ class Energy(Model):
         sigma: blur of "dsm", > 0.
         replicas: of parallel tempering between N(0, b^2 I) and p in `draw`; 1 is MALA, which seldom leaves a mode.
         draw_steps: moves of every replica in `draw`.
-        cells: of the grid along each axis in `log_prob`, over |x_i| <= 6 b; 2 to 2048.
+        cells: of the grid along each axis in `log_prob`, over |x_i| <= 6 b, doubled (up to 2048) until log Z is known
+            to 0.001; 2 to 2048.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -76,7 +77,7 @@ class Energy(Model):
     chains: Tensor
     seen: Tensor
     mean: Tensor
-    square: Tensor
+    variance: Tensor
 
     def __init__(
         self,
@@ -113,7 +114,8 @@ class Energy(Model):
         self.broad, self.penalty, self.sigma = broad, penalty, sigma
         self.replicas, self.draw_steps, self.cells = replicas, draw_steps, cells
         self._told = False  # that moves are refused
-        self._known: tuple[Tensor, tuple[object, ...], Tensor] | None = None  # weights, what else log Z is of, log Z
+        # weights, what else log Z is of, log Z, cells
+        self._known: tuple[Tensor, tuple[object, ...], Tensor, int] | None = None
         sizes = [math.prod(self.shape)] + [width] * depth
         layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.SiLU())]
         self.net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 1, bias=False))
@@ -125,7 +127,7 @@ class Energy(Model):
             for name, buffer in (
                 ("seen", torch.zeros(())),
                 ("mean", torch.zeros(shape)),
-                ("square", torch.ones(shape)),
+                ("variance", torch.ones(shape)),
             ):
                 self.register_buffer(name, buffer)
 
@@ -148,7 +150,7 @@ class Energy(Model):
         return -gradient(self.energy, x)
 
     def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
-        rows = torch.arange(len(x), device=x.device) if positions is None else positions.to(x.device)
+        rows = torch.arange(len(self.check(x)), device=x.device) if positions is None else positions.to(x.device)
         keys: dict[str, Any] = {"draw": step << 8, "domain": "training", "dtype": x.dtype}
         match self.objective:
             case "pcd":
@@ -213,9 +215,11 @@ class Energy(Model):
         if self.training:
             with torch.no_grad():
                 self.seen += 1.0
-                self.mean.lerp_(x.mean(0), 1.0 / self.seen)
-                self.square.lerp_(x.square().mean(0), 1.0 / self.seen)
-        std = (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
+                # Chan's update: a mean of squares less a square would lose what lies far from 0.
+                share, apart = 1.0 / self.seen, x.mean(0) - self.mean
+                self.variance.lerp_(x.var(0, correction=0) + (1.0 - share) * apart.square(), share)
+                self.mean.add_(share * apart)
+        std = self.variance.clamp(min=1e-12 * (1.0 + self.mean.square())).sqrt()
         y = self.mean + std * eps
 
         def gap(x: Tensor) -> Tensor:
@@ -253,43 +257,46 @@ class Energy(Model):
                 "samples instead (fokker evaluate)"
             )
         if torch._C._functorch.peek_interpreter_stack() is not None:  # these weights may be a transform's own
-            return self._summed((0.0,) * d)
-        known = self._checked(d)
-        return self._summed((0.0,) * d) if torch.is_grad_enabled() else known
+            return self._summed((0.0,) * d, self.cells)
+        known, cells = self._checked(d)
+        return self._summed((0.0,) * d, cells) if torch.is_grad_enabled() else known
 
-    def _summed(self, shift: tuple[float, ...]) -> Tensor:
-        """log Z on the grid moved by `shift`, in cells."""
+    def _summed(self, shift: tuple[float, ...], cells: int) -> Tensor:
+        """log Z on a grid of `cells` an axis, moved by `shift`, in cells."""
         reach, first = REACH * self.broad, next(self.parameters())
-        size = 2.0 * reach / self.cells
+        size = 2.0 * reach / cells
         low, high = (tuple(end + size * s for s in shift) for end in (-reach, reach))
 
         def energy(x: Tensor) -> Tensor:
             return torch.cat([self.energy(part.reshape(-1, *self.shape)).double() for part in torch.split(x, AT_ONCE)])
 
-        grid = Grid(low, high, (self.cells,) * len(shift))
+        grid = Grid(low, high, (cells,) * len(shift))
         return log_partition(energy, grid, dtype=first.dtype, device=str(first.device))
 
     @torch.no_grad()
-    def _checked(self, d: int) -> Tensor:
-        """log Z, computed once for the same weights. Raises ConfigError if the grid is too coarse."""
+    def _checked(self, d: int) -> tuple[Tensor, int]:
+        """log Z, computed once for the same weights, and the cells it took. Raises ConfigError if none are enough."""
         weights = parameters_to_vector(self.net.parameters())
         key = (self.broad, self.cells, weights.dtype, weights.device)
         if self._known is not None and self._known[1] == key and torch.equal(self._known[0], weights):
-            return self._known[2]
-        # Over all half shifts every harmonic of exp(-E) but the even ones cancels: the error of each is seen.
-        each = torch.stack([self._summed(shift) for shift in product((0.0, 0.5), repeat=d)])
-        off = float((each[0] - (torch.logsumexp(each, 0) - d * math.log(2.0))).abs())
-        if off > ROUGH:
-            # Where E is analytic the error falls exponentially in the cells, or faster.
-            enough = min(CELLS, math.ceil(self.cells * math.log(ROUGH) / math.log(min(off, 0.5))))
-            more = f"set model.cells={enough} or lower model.broad" if self.cells < CELLS else "lower model.broad"
-            raise ConfigError(
-                f"Energy.cells: given {self.cells}, on which log Z is off by {off:.2g} nats: over |x| <= 6 broad = "
-                f"{REACH * self.broad:g} each is {2.0 * REACH * self.broad / self.cells:.3g} long; {more}"
-            )
-        self._known = weights, key, each[0]
-        return each[0]
+            return self._known[2:]
+        cells = self.cells
+        while True:
+            # Over all half shifts every harmonic of exp(-E) but the even ones cancels: the error of each is seen.
+            each = torch.stack([self._summed(shift, cells) for shift in product((0.0, 0.5), repeat=d)])
+            off = float((each[0] - (torch.logsumexp(each, 0) - d * math.log(2.0))).abs())
+            if not off > ROUGH:
+                break
+            if cells == CELLS:
+                raise ConfigError(
+                    f"Energy.log_prob: on {CELLS} cells an axis log Z is off by {off:.2g} nats still: over |x| <= 6 "
+                    f"broad = {REACH * self.broad:g} each is {2.0 * REACH * self.broad / CELLS:.3g} long; train it "
+                    f"with a lower model.broad (now {self.broad:g})"
+                )
+            cells = min(2 * cells, CELLS)
+        self._known = weights, key, each[0], cells
+        return each[0], cells
 
     def log_prob(self, x: Tensor, *, seed: int = 0, indices: Tensor | None = None) -> Tensor:
         """log p(x) = -E(x) - log Z, exact up to the grid (B,). Raises ConfigError above two dimensions."""
-        return (-self.log_partition() - self.energy(x)).to(torch.promote_types(x.dtype, torch.float32))
+        return (-self.log_partition() - self.energy(self.check(x))).to(torch.promote_types(x.dtype, torch.float32))
