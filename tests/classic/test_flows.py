@@ -1,5 +1,6 @@
 """Normalising flows: the change of variables by value, rung by rung; densities that integrate to one."""
 
+import copy
 import math
 import sys
 
@@ -148,6 +149,12 @@ def test_a_chain_of_small_residual_maps_is_a_flow_in_the_limit() -> None:
     values = [chained(x, count) for count in (20, 40, 80)]
     slopes = ((values[0] - values[1]) / (values[1] - values[2])).log2()
     assert (slopes - 1.0).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("flow", [RealNVP((2,), layers=2, width=4), Planar((2,), layers=2)])
+def test_numbers_go_to_the_device_of_the_model(flow: Bijection) -> None:
+    drawn = copy.deepcopy(flow).to("meta").draw(torch.arange(3), 0)
+    assert drawn.is_meta and drawn.shape == (3, 2)
 
 
 def test_new_flows_are_the_identity_and_coupling_reaches_every_coordinate() -> None:
