@@ -1,6 +1,5 @@
 """Normalising flows: the change of variables by value, rung by rung; densities that integrate to one."""
 
-import copy
 import math
 import sys
 
@@ -151,9 +150,8 @@ def test_a_chain_of_small_residual_maps_is_a_flow_in_the_limit() -> None:
     assert (slopes - 1.0).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("flow", [RealNVP((2,), layers=2, width=4), Planar((2,), layers=2)])
-def test_numbers_go_to_the_device_of_the_model(flow: Bijection) -> None:
-    drawn = copy.deepcopy(flow).to("meta").draw(torch.arange(3), 0)
+def test_numbers_go_to_the_device_of_the_model() -> None:
+    drawn = Planar((2,), layers=2).to("meta").draw(torch.arange(3), 0)
     assert drawn.is_meta and drawn.shape == (3, 2)
 
 
