@@ -45,6 +45,7 @@ DOMAINS = {
     "data": 6,
     "brownian": 7,
     "posterior": 8,
+    "langevin": 9,
 }
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -129,6 +129,12 @@ def test_draws_have_the_models_moments() -> None:
     assert not torch.equal(one.sample(2, seed=3), drawn[:2])
 
 
+def test_numbers_go_to_the_device_of_the_model() -> None:
+    for levels in (0, 3):
+        drawn = Autoregressive((2, 2), levels=levels, width=4).to("meta").draw(torch.arange(3), 0)
+        assert drawn.is_meta and drawn.shape == (3, 2, 2)
+
+
 def test_draws_of_mixtures_follow_the_density() -> None:
     one, n = model((2,), components=3, width=6, depth=2, size=0.8), 40000
     cell = 0.04

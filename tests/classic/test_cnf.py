@@ -196,6 +196,11 @@ def test_log_prob_is_adaptive_and_draws_are_the_pushed_forward_prior() -> None:
     assert (start.log_prob(x) - log_normal(x)).abs().max() < 1e-5 and torch.equal(start.inverse(x)[0], x)
 
 
+def test_numbers_go_to_the_device_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fokker.classic.cnf.sample", lambda field, x, solver: x)  # its steps read numbers
+    assert CNF((2,)).to("meta").draw(torch.arange(3), 0).is_meta
+
+
 def test_above_sixteen_dimensions_one_probe_a_sample_is_unbiased_and_keyed() -> None:
     # Erratum (line 3089): what Hutchinson makes tractable is an estimate of log p; one draw is not it, the mean is.
     d, n = 17, 3000

@@ -150,6 +150,11 @@ def test_a_chain_of_small_residual_maps_is_a_flow_in_the_limit() -> None:
     assert (slopes - 1.0).abs().max() < 0.1
 
 
+def test_numbers_go_to_the_device_of_the_model() -> None:
+    drawn = Planar((2,), layers=2).to("meta").draw(torch.arange(3), 0)
+    assert drawn.is_meta and drawn.shape == (3, 2)
+
+
 def test_new_flows_are_the_identity_and_coupling_reaches_every_coordinate() -> None:
     z = normals(5, 4)
     for transform in ("affine", "spline"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -161,6 +163,24 @@ def test_what_is_drawn_is_keyed() -> None:
     torch.testing.assert_close(model.sample(indices=[4], seed=3), made[4:])
     with torch.no_grad():  # a loss can be read without training
         torch.testing.assert_close(GAN.losses(model, x, seed=1, step=3), whole)
+
+
+def test_numbers_go_to_the_device_of_the_model() -> None:
+    model = GAN((2,), width=4, depth=1, r1=0.5).to("meta")
+    assert model.draw(torch.arange(3), 0).is_meta
+    told, fooled = model.players(torch.zeros(3, 2, device="meta"), positions=torch.arange(3))
+    assert told.is_meta and fooled.is_meta
+
+
+@pytest.mark.parametrize("game", ["non-saturating", *GAMES])
+def test_copies_play_the_same_game(game: str) -> None:
+    torch.manual_seed(4)
+    model, x = GAN((2,), game=game, width=4, depth=1).double(), torch.randn(3, 2, dtype=F64)
+    told = model.losses(x)
+    v = model.judge(x)
+    assert torch.equal(model.rules.fake(v), GAMES["minimax" if game == "non-saturating" else game].fake(v))
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(other.losses(x), told) and spec(other) == spec(model)
 
 
 def test_descending_the_loss_finds_the_data() -> None:

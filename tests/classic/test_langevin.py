@@ -240,17 +240,32 @@ def test_one_turn_by_hand() -> None:
     assert found.shape == (3, 5, 2) and torch.equal(found[0], x)
     want, (scale, std) = x, process.transition(s, t)
     for k in (0, 2):
-        z, w = (noise.normal(4, index, (2,), draw=(k + j) << 8, dtype=F64) for j in (0, 1))
+        z, w = (noise.normal(4, index, (2,), draw=(k + j) << 8, domain="langevin", dtype=F64) for j in (0, 1))
         up = scale * want + std * z
         want = Motion.reverse(process, t).step(up, score(process)(up, t), t - s, w)
         torch.testing.assert_close(found[1 + k // 2], want, rtol=1e-12, atol=1e-12)
     by_flow = split_langevin(LAW.denoiser(process), x, s, 0.6, solver="heun", steps=3, seed=4, indices=index)[1]
     scale, std = process.transition(s, 0.6)
-    up = scale * x + std * noise.normal(4, index, (2,), dtype=F64)
+    up = scale * x + std * noise.normal(4, index, (2,), domain="langevin", dtype=F64)
     grid = torch.linspace(0.6, s, 4, dtype=F64)
     torch.testing.assert_close(by_flow, fk.sample(LAW.denoiser(process), x=up, solver="heun", grid=grid, dtype=F64))
     alone = split_langevin(LAW.denoiser(process), x[1:2], s, t, seed=4, indices=[3])
     torch.testing.assert_close(alone[1], found[1, 1:2])
+
+
+@pytest.mark.parametrize("process", [EDM(), Flow()], ids=lambda p: type(p).__name__)
+def test_states_of_a_sampler_do_not_meet_their_noise_again(process: Process) -> None:
+    """Ancestral draws for N(0, 1), which ten steps give the variance .65, after a turn of the same seed."""
+    denoiser, n, s, t = exact.Gaussian([0.0], 1.0).denoiser(process), 20_000, process.t_min, 0.5 * min(2.0, process.T)
+    x = fk.sample(denoiser, n=n, seed=0, steps=10, solver="ancestral", final="t_min", dtype=F64)
+    end = split_langevin(denoiser, x, s, t, steps=9, seed=0)[1]
+    scale, std = (float(c) for c in process.transition(s, t))
+    want, h = scale**2 * float(x.var()) + std**2, (t - s) / 9
+    for k in range(9):
+        motion, law = Motion.reverse(process, t - k * h), exact.Gaussian([0.0], 1.0).at(process, t - k * h)
+        gain = 1 + h * float(motion.on_x - motion.on_score / law.cov)
+        want = gain**2 * want + h * float(motion.noise2)
+    assert float(end.var()) == pytest.approx(want, rel=4 * math.sqrt(2 / n))  # with its noise again .5 more
 
 
 def test_turns_under_a_condition() -> None:

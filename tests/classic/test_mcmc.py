@@ -47,7 +47,7 @@ def test_ula_on_a_normal_law_exactly(eta: float, settled: float) -> None:
     keys: dict[str, Any] = {"eta": eta, "seed": 3}
     gap = ula(score, x, steps=n, **keys).x - ula(score, still, steps=n, **keys).x  # the same noise
     torch.testing.assert_close(gap, (1 - eta / v) ** n * (x - m), rtol=1e-12, atol=1e-14)
-    z = noise.normal(3, torch.arange(5), (1,), dtype=F64)
+    z = noise.normal(3, torch.arange(5), (1,), domain="langevin", dtype=F64)
     b = (ula(score, still, steps=1, **keys).x - m) / z
     a = (ula(score, x, steps=1, **keys).x - ula(score, still, steps=1, **keys).x) / (x - m)
     law = b**2 / (1 - a**2)
@@ -140,7 +140,7 @@ def test_mala_is_the_metropolis_rule_of_its_proposal() -> None:
     """y ~ N(x - eta grad U, 2 eta), accepted with min(1, p(y) q(x | y) / (p(x) q(y | x))): detailed balance."""
     n, eta = 400, 0.4
     x = start(n, 2, 1.5)
-    z = noise.normal(8, torch.arange(n), (4,), draw=7, dtype=F64)
+    z = noise.normal(8, torch.arange(n), (4,), draw=7, domain="langevin", dtype=F64)
 
     def log_q(to: Tensor, at: Tensor) -> Tensor:
         return -(to - at + eta * gradient(quartic, at)).square().sum(1) / (4 * eta)
@@ -228,6 +228,13 @@ def test_exchanges_by_the_rule() -> None:
     rate = (w[:, None] * w * np.minimum(1.0, np.exp(0.75 * (a**2 - b**2) / 2))).sum()
     assert got.swapped is not None
     assert float(got.swapped.mean()) == pytest.approx(rate, abs=0.01)
+
+
+def test_shares_are_of_the_exchanges_there_were() -> None:
+    """Of three steps the pair (0, 1) tries at two, (1, 2) at one; levels that are all but equal always exchange."""
+    for steps in (2, 3):
+        got = parallel_tempering(quartic, start(7, 2), betas=(1.0, 1.0 - 1e-14, 1.0 - 2e-14), steps=steps, eta=0.1)
+        assert got.swapped is not None and torch.equal(got.swapped, torch.ones(7, 2, dtype=F64))
 
 
 def test_proposals_that_are_not_finite_are_refused() -> None:

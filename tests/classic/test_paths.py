@@ -86,6 +86,36 @@ def test_the_mixture_teleports() -> None:
     )
 
 
+def mills(z: float) -> float:
+    """(1 - F) / p of a standard normal at z > 5, by Laplace's continued fraction."""
+    tail = z
+    for k in range(60, 0, -1):
+        tail = z + k / tail
+    return 1.0 / tail
+
+
+@pytest.mark.parametrize(("dtype", "places"), [(F64, (7.0, 40.0, 1e3)), (torch.float32, (8.0, 14.0, 30.0, 1e3))])
+def test_the_velocity_where_both_densities_are_nothing(dtype: torch.dtype, places: tuple[float, ...]) -> None:
+    """Far out the broadest part is all there is: v = -+ s (1 - F(z)) / p(z) / t, about 1 / |x|."""
+    narrow, t = exact.Gaussian([0.0], 0.01), 0.3
+    for last, right, left in ((RIGHT, LAST, LAST), (TWO, (-1.0, 0.35), (-1.0, 0.35))):
+        path = MixturePath(narrow, last)
+        for place in places:
+            (m, s), (n, r) = right, left
+            want = [s * mills((place - m) / s) / t, -r * mills((place + n) / r) / t]
+            x = torch.tensor([[place], [-place]], dtype=dtype, requires_grad=True)
+            v = path.velocity(x, t)
+            assert v.dtype == dtype and v[:, 0].tolist() == pytest.approx(want, rel=1e-6)
+            (slope,) = torch.autograd.grad(v.sum(), x)  # v' = v z / s - 1 / t
+            assert bool(slope.isfinite().all())
+    alike = MixturePath(exact.Gaussian([0.0], 1.0), exact.Gaussian([0.0], 1.0001**2))
+    for place in (20.0, 100.0, 200.0):  # both count
+        ratio = math.exp(0.5 * place**2 * (1.0 - 1.0001**-2)) / 1.0001
+        want = (1.0001 * mills(place / 1.0001) * ratio - mills(place)) / (0.7 + 0.3 * ratio)
+        both = alike.velocity(torch.tensor([[place], [-place]], dtype=dtype), t)[:, 0]
+        assert both.tolist() == pytest.approx([want, -want], rel=1e-6)
+
+
 def test_what_is_no_path() -> None:
     with pytest.raises(ConfigError, match="whose std falls to"):
         NormalPath.between((0.0, 1.0), (1.0, 1.0), swell=-1.1)

@@ -75,6 +75,19 @@ def test_bytes_far_from_the_centre_have_slopes() -> None:
     assert torch.equal(chances_of(0.9, -9.0), chances_of(0.9, -7.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("raw", [90.0, 120.0, 800.0])
+def test_bytes_of_any_scale_have_slopes(raw: float, dtype: torch.dtype) -> None:
+    """At scales above e^10 as at e^10: 1/2 at both ends, h / (4 s) in each level between."""
+    parts = torch.tensor([[0.3], [raw]], dtype=dtype, requires_grad=True)
+    told = Decoder(Says(*parts), "bytes", None).log_prob(LEVELS.to(dtype), torch.zeros(256, 1, dtype=dtype))
+    torch.testing.assert_close(told.double(), chances_of(0.3, 10.0), rtol=1e-6, atol=1e-6)
+    want = torch.tensor([0.5, *[math.exp(-10.0) / 510] * 254, 0.5], dtype=F64).log()
+    torch.testing.assert_close(told.double(), want, rtol=0, atol=2e-4)
+    (slope,) = torch.autograd.grad(told.sum(), parts)
+    assert bool(slope.isfinite().all())
+
+
 def test_gaussian_and_bernoulli_against_torch() -> None:
     m, x, z = normal(2, 3, seed=61), normal(5, 2, 3, seed=62), torch.zeros(5, 1, dtype=F64)
     law = torch.distributions.Normal(m, math.sqrt(0.3))
@@ -127,6 +140,10 @@ def test_kl_against_torch() -> None:
     printed = 0.5 * (a.mean**2 + a.log_var.exp() - 1 - a.log_var)
     torch.testing.assert_close(a.kl(standard), printed, rtol=0, atol=1e-12)
     torch.testing.assert_close(a.log_prob(b.mean), laws[0].log_prob(b.mean).sum(1), rtol=0, atol=1e-12)
+    near = torch.tensor([[1e-3, -1e-3, 3e-4]])  # small ones have digits: r^2 / 4 + r^3 / 12
+    r = near.double()
+    found = Diagonal(torch.zeros(1, 3), near).kl(Diagonal.standard(near))
+    torch.testing.assert_close(found.double(), r**2 / 4 + r**3 / 12, rtol=1e-3, atol=0)
 
 
 def test_linear_vae_is_the_linear_chain() -> None:
@@ -265,6 +282,16 @@ def test_kl_splits_into_information_and_aggregate() -> None:
     assert abs(found.aggregate - (total - told)) < 4 * found.stderr
     collapsed, _, _ = diagnosed(0.0, 0.0, 0.0)
     assert collapsed.active == 0 and abs(collapsed.information) < 1e-12 and float(collapsed.kl.max()) == 0.0
+
+
+def test_a_code_number_is_active_above_a_hundredth() -> None:
+    model, x = VAE(shape=(1,), latent=3, depth=0).double(), normal(50, 1, seed=67)
+    x = (x - x.mean()) / x.std()
+    for variances, active in (((0.02, 0.005, 0.0), 1), ((0.012, 0.5, 0.009), 2)):
+        weights = torch.tensor([*variances, 0.0, 0.0, 0.0], dtype=F64).sqrt()[:, None]
+        set_affine(last(model.encoder), weights, torch.tensor([0.3, 2.0, 1.0, -1.0, 0.0, 0.0]))
+        torch.testing.assert_close(model.encode(x).mean.var(0), torch.tensor(variances, dtype=F64))
+        assert diagnose(model, x).active == active
 
 
 def train(model: VAE, x: Tensor, steps: int, lr: float) -> VAE:

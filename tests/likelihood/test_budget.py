@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fokker as fk
-from fokker import exact
+from fokker import exact, noise
 from fokker.denoiser import NetDenoiser
 from fokker.errors import ConfigError
 from fokker.likelihood import Budget, error_budget, path_kl
@@ -128,6 +128,33 @@ def test_each_part_is_zero_where_it_should_be() -> None:
     assert abs(float(error_budget(point, point.denoiser(flow), grid=start).discretisation.value)) < 1e-10
     large = error_budget(point, point.denoiser(flow), solver=Ancestral(variance="forward"), grid=start)
     assert float(large.discretisation.value) > 0.1
+
+
+def test_from_pure_noise_by_information() -> None:
+    """Eq. (5) on a normal law from alpha = 0: mmse = v / (1 + snr v), I = 1/2 log(1 + snr v), nothing random."""
+    flow = Flow()
+    times = torch.linspace(flow.T, flow.t_min, 7, dtype=F64)
+    found = error_budget(LAW, LAW.denoiser(flow), solver=Ancestral(), grid=times, n=5)
+    snr = [float(flow.alpha(t) / flow.sigma(t)) ** 2 for t in times.tolist()]
+    assert snr[0] == 0.0
+    wanted = sum(0.5 * (b - a) * VAR / (1.0 + a * VAR) for a, b in pairwise(snr)) - 0.5 * math.log(1.0 + snr[-1] * VAR)
+    assert float(found.total.value) == pytest.approx(wanted, rel=1e-9)
+    assert float(found.total.stderr) < 1e-9 * wanted
+
+
+def test_every_time_has_noise_of_its_own() -> None:
+    """Row by row: the score's part is 1/2 ((slope - slope*) (x_s - m_s) / c)^2 at states of draws 0, 1, 2, ..."""
+    process, n, times = VP(), 6, [0.9, 0.6, 0.3, 0.1]
+    x0, total = LAW.sample(n, 5, dtype=F64), torch.zeros(n, dtype=F64)
+    for k, (s, t) in enumerate(pairwise(times)):
+        alpha, sigma = float(process.alpha(s)), float(process.sigma(s))
+        x = alpha * x0 + sigma * noise.normal(5, torch.arange(n), (1,), draw=k, domain="probe", dtype=F64)
+        _, B, c = steps_of(Ancestral(), process, s, t)
+        missed = B * 0.2 * sigma**2 / (alpha**2 * VAR + sigma**2) / alpha * (x - alpha * MEAN)
+        total += 0.5 * (missed[:, 0] / c) ** 2
+    found = error_budget(LAW, Louder(LAW.denoiser(process), 1.2), grid=times, n=n, seed=5).score
+    assert float(found.value) == pytest.approx(float(total.mean()), rel=1e-10)
+    assert float(found.stderr) == pytest.approx(float(total.std()) / math.sqrt(n), rel=1e-10)
 
 
 def test_a_mixture_by_quadrature() -> None:

@@ -54,5 +54,8 @@ def test_what_is_no_level_is_refused() -> None:
         dequantise(torch.tensor([[0.1]]))
     with pytest.raises(ConfigError, match="not one of 4 levels"):
         dequantise(torch.tensor([[5.0 / 3.0]]), levels=4)
+    for odd in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ConfigError, match="not one of 256 levels"):
+            dequantise(torch.tensor([[1.0], [odd]]))
     with pytest.raises(ConfigError, match="levels: given 1, must be at least 2"):
         dequantise(torch.tensor([[0.0]]), levels=1)

@@ -116,7 +116,7 @@ def test_rows_by_position(kind: Any) -> None:
     x, t = states(MIXTURE, process)
     every = kind(weight=1.0, every=1, probes=1).penalty(wrong, x, t, seed=2, step=7)
     third = kind(weight=1.0, every=3, probes=1).penalty(wrong, x, t, seed=2, step=7)
-    mask = torch.arange(12) % 3 == 0
+    mask = (torch.arange(12) + 7) % 3 == 0
     torch.testing.assert_close(third, torch.where(mask, 3.0 * every, 0.0), rtol=1e-9, atol=1e-12)
     for cut in (4, 5):
         rows = torch.arange(12).tensor_split([cut])
@@ -124,6 +124,20 @@ def test_rows_by_position(kind: Any) -> None:
         torch.testing.assert_close(torch.cat(parts), third, rtol=1e-9, atol=1e-12)
     other = kind(weight=1.0, probes=1).penalty(wrong, x, t, seed=2, step=8)
     assert not torch.equal(other, every)
+
+
+@pytest.mark.parametrize("rows", [None, torch.arange(20, 30)], ids=["whole", "part"])
+@pytest.mark.parametrize("kind", BOTH)
+def test_every_row_has_its_turn(kind: Any, rows: Tensor | None) -> None:
+    """The mean over `every` steps is the penalty of every row, also where 4 does not divide the batch of 10."""
+    process = VP()
+    wrong = Of(process, lambda s, x, t: 1.3 * s, MIXTURE.denoiser(process))
+    x, t = states(MIXTURE, process, 10)
+    whole = kind(weight=1.0, probes=None).penalty(wrong, x, t)
+    some = kind(weight=1.0, every=4, probes=None)
+    found = [some.penalty(wrong, x, t, step=step, rows=rows) for step in range(6, 10)]
+    torch.testing.assert_close(torch.stack(found).mean(0), whole, rtol=1e-9, atol=1e-12)
+    assert all(2 <= int((part > 0).sum()) <= 3 for part in found)
 
 
 @pytest.mark.parametrize("kind", BOTH)

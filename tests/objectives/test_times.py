@@ -113,6 +113,18 @@ def test_known_values() -> None:
             cls(std=0.0)
 
 
+def test_densities_are_finite_at_the_last_time_drawn() -> None:
+    """logit(t / T) ~ N(1, .5^2) at t = T (1 - 2^-50), beyond which u -> 1 does not come."""
+    law, u = LogitNormal(1.0, 0.5), torch.tensor([1.0 - 2.0**-53, 1.0], dtype=F64)
+    for process in (Flow(t_min=1e-12), VP(t_min=1e-12)):
+        t = law.quantile(process, u)
+        found = law.density(process, t)
+        assert bool(found.isfinite().all()) and float(t[1]) == process.T * (1.0 - 2.0**-50)
+        z = (50.0 * math.log(2.0) - 1.0) / 0.5
+        want = math.exp(50.0 * math.log(2.0) - 0.5 * z**2) / (0.5 * math.sqrt(2.0 * math.pi) * process.T)
+        assert float(found[1]) == pytest.approx(want, rel=1e-9)
+
+
 @pytest.mark.parametrize("name", ["flow", "edm"])
 @pytest.mark.parametrize("law", LAWS)
 def test_the_objective_draws_from_the_law(law: str, name: str) -> None:
@@ -137,6 +149,7 @@ def test_levels_are_the_integers_each_as_likely(steps: int) -> None:
     assert law.quantile(process, ends).tolist() == [1 / steps, 1.0, 1.0]
     stratified = Denoising.ddpm(stratified=True).terms(Gaussian(process), torch.zeros(steps, 1, dtype=F64)).t
     assert torch.equal(stratified, torch.arange(1, steps + 1, dtype=F64) / steps)
+    assert law.density(process, stratified).tolist() == [1.0 / process.T] * steps  # of cells (0, T], not (t_min, T]
 
 
 def test_levels_mean_nothing_to_a_continuous_process_or_when_off() -> None:

@@ -233,7 +233,7 @@ def test_batches_and_numbers_that_are_none_are_refused() -> None:
 def test_every_model_looks_at_what_it_is_given(model: Model) -> None:
     for x in (torch.zeros(4, 5), torch.zeros(4, 2, 1), torch.zeros(4, 2, dtype=F64)):
         with pytest.raises(ConfigError, match="x: given"):
-            model.losses(x)
+            model.losses(x, positions=torch.arange(len(x)))
         if model.likelihood != "none":
             with pytest.raises(ConfigError, match="x: given"):
                 model.log_prob(x)

@@ -154,6 +154,7 @@ class Autoregressive(Model):
     def draw(self, indices: Tensor, seed: int) -> Tensor:
         """Samples number `indices` (n,) of `seed`, number by number: (n, *shape)."""
         like = self.last.bias
+        indices = indices.to(like.device)
         options = {"domain": "sampler", "dtype": like.dtype}
         u = noise.uniform(seed, indices, (self.dim,), **options)  # type: ignore[arg-type]
         eps = noise.normal(seed, indices, (self.dim,), draw=1, **options)  # type: ignore[arg-type]

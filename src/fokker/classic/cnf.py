@@ -170,7 +170,8 @@ class CNF(Bijection):
 
     def draw(self, indices: Tensor, seed: int) -> Tensor:
         """x(0) from the normal numbers of samples `indices` (n,), integrated adaptively, (n, *shape)."""
-        z = noise.normal(seed, indices, self.shape, domain="prior", dtype=next(self.parameters()).dtype)
+        weight = next(self.parameters())
+        z = noise.normal(seed, indices.to(weight.device), self.shape, domain="prior", dtype=weight.dtype)
         return sample(self.velocity, x=z, solver=Adaptive(rtol=1e-4, atol=1e-4))
 
     def _times(self) -> list[float]:

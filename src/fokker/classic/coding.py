@@ -53,7 +53,7 @@ class Diagonal:
         """KL(self | other), Eq. (2), coordinate by coordinate."""
         ratio = self.log_var - other.log_var
         away = (self.mean - other.mean).square() * (-other.log_var).exp()
-        return 0.5 * (ratio.exp() + away - 1.0 - ratio)
+        return 0.5 * (torch.expm1(ratio) - ratio + away)
 
 
 def perceptron(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:

@@ -105,8 +105,9 @@ class Decoder(nn.Module):
 
 
 def _scale(raw: Tensor) -> Tensor:
-    # Below e^-7 all mass lies in one level, and 1 / s would only make gradients that explode.
-    return raw.clamp(min=-7.0)
+    # Below e^-7 all mass lies in one level, and 1 / s would only make gradients that explode; above e^10 it lies in the
+    # outermost two, and h / s would come to 0, whose logarithm has no slope.
+    return raw.clamp(-7.0, 10.0)
 
 
 def _bytes(x: Tensor, m: Tensor, raw: Tensor) -> Tensor:

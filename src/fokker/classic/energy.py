@@ -150,7 +150,8 @@ class Energy(Model):
         return -gradient(self.energy, x)
 
     def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
-        rows = torch.arange(len(self.check(x)), device=x.device) if positions is None else positions.to(x.device)
+        self.check(x)
+        rows = torch.arange(len(x), device=x.device) if positions is None else positions.to(x.device)
         keys: dict[str, Any] = {"draw": step << 8, "domain": "training", "dtype": x.dtype}
         match self.objective:
             case "pcd":

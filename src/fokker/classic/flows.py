@@ -70,8 +70,9 @@ class Bijection(Model):
 
     def draw(self, indices: Tensor, seed: int) -> Tensor:
         """F of the normal numbers of samples `indices` (n,), (n, *shape)."""
-        dtype = next(self.parameters()).dtype
-        return self.trajectory(noise.normal(seed, indices, self.shape, domain="prior", dtype=dtype))[-1]
+        weight = next(self.parameters())
+        indices = indices.to(weight.device)
+        return self.trajectory(noise.normal(seed, indices, self.shape, domain="prior", dtype=weight.dtype))[-1]
 
 
 @recorded

@@ -193,11 +193,17 @@ class GAN(Model):
         if not 0.0 <= r1 < math.inf:
             raise ConfigError(f"GAN.r1: given {r1}, must be 0 or more")
         self.saturates = game != "non-saturating"
-        self.game = _game("GAN.game", game, "non-saturating") if self.saturates else GAMES["minimax"]
-        self.latent, self.r1 = latent, r1
+        if self.saturates:
+            _game("GAN.game", game, "non-saturating")
+        self.game, self.latent, self.r1 = game, latent, r1
         dim = math.prod(self.shape)
         self.generator = _Perceptron(latent, dim, width, depth)
         self.discriminator = _Perceptron(dim, 1, width, depth)
+
+    @property
+    def rules(self) -> Game:
+        """The game by its name, which alone can be pickled."""
+        return GAMES[self.game if self.saturates else "minimax"]
 
     def generate(self, z: Tensor) -> Tensor:
         """G(z), z (B, latent): (B, *shape)."""
@@ -222,19 +228,21 @@ class GAN(Model):
         Args:
             x, seed, step, positions: as in `losses`.
         """
-        positions = torch.arange(len(self.check(x)), device=x.device) if positions is None else positions
+        self.check(x)
+        positions = torch.arange(len(x), device=x.device) if positions is None else positions.to(x.device)
         z = noise.normal(seed, positions, (self.latent,), draw=step << 8, domain="training", dtype=x.dtype)
         made = self.generate(z)
-        told = self.game.fake(self.judge(made.detach())) - self.game.real(self.judge(x))
+        told = self.rules.fake(self.judge(made.detach())) - self.rules.real(self.judge(x))
         if self.r1:
             told = told + 0.5 * self.r1 * gradient(self.judge, x).flatten(1).square().sum(1)
         v = self._judge_held(made)
-        return told, -self.game.fake(v) if self.saturates else -self.game.real(v)
+        return told, -self.rules.fake(v) if self.saturates else -self.rules.real(v)
 
     def losses(self, x: Tensor, *, seed: int = 0, step: int = 0, positions: Tensor | None = None) -> Tensor:
         told, fooled = self.players(x, seed=seed, step=step, positions=positions)
         return told + fooled
 
     def draw(self, indices: Tensor, seed: int) -> Tensor:
-        dtype = next(self.parameters()).dtype
-        return self.generate(noise.normal(seed, indices, (self.latent,), domain="prior", dtype=dtype))
+        weight = next(self.parameters())
+        indices = indices.to(weight.device)
+        return self.generate(noise.normal(seed, indices, (self.latent,), domain="prior", dtype=weight.dtype))

@@ -123,7 +123,7 @@ def split_langevin(
         solver: of the way down; default EulerMaruyama(), which is Table 3's reverse split; its name or recipe.
         steps: of the way down, equal in t.
         cond: passed to the denoiser.
-        seed, indices: key of the noise; default range(n).
+        seed, indices: key of the noise, none of which a sampler draws; default range(n).
 
     Returns:
         (repeats + 1, n, *event): every turn's state, x first.
@@ -147,7 +147,7 @@ def split_langevin(
         raise ConfigError(f"indices: given {len(index)} for {len(x)} states, must be as many")
 
     def draw(step: int, k: int) -> Tensor:
-        return philox.normal(seed, index, x.shape[1:], draw=step << 8 | k, dtype=x.dtype)
+        return philox.normal(seed, index, x.shape[1:], draw=step << 8 | k, domain="langevin", dtype=x.dtype)
 
     states: list[Tensor] = []
     bound = bind(Plan(turn * repeats, by.slots), denoiser, x.device, x.dtype)

@@ -97,7 +97,7 @@ def ula(
     seed: int = 0,
     indices: Tensor | None = None,
     start: int = 0,
-    domain: str = "sampler",
+    domain: str = "langevin",
 ) -> Chains:
     """Unadjusted Langevin steps, Eq. (1); every one is accepted, and the law they settle at is off by O(eta).
 
@@ -108,7 +108,7 @@ def ula(
         eta: step size, > 0; below 2 / (largest curvature of -log p) for stability.
         noise_scale: c; 0 climbs to the modes.
         seed, indices, domain: keys of the randomness; indices (B,) default to range(B).
-        start: the number of the first step's draw.
+        start: the number of the first step's draw; to go on with chains, give the number of steps already made.
 
     Raises:
         ConfigError: steps < 1 or eta <= 0.
@@ -157,7 +157,7 @@ def hmc(
     seed: int = 0,
     indices: Tensor | None = None,
     start: int = 0,
-    domain: str = "sampler",
+    domain: str = "langevin",
 ) -> Chains:
     """Hamiltonian Monte Carlo, Eq. (3): p itself is kept, whatever the step; a small one is accepted more often.
 
@@ -194,7 +194,7 @@ def mala(
     seed: int = 0,
     indices: Tensor | None = None,
     start: int = 0,
-    domain: str = "sampler",
+    domain: str = "langevin",
 ) -> Chains:
     """Metropolis-adjusted Langevin, Eq. (4): `ula`'s step, accepted so that p itself is kept.
 
@@ -222,7 +222,7 @@ def parallel_tempering(
     seed: int = 0,
     indices: Tensor | None = None,
     start: int = 0,
-    domain: str = "sampler",
+    domain: str = "langevin",
 ) -> Chains:
     """Replica exchange, Eq. (5): flat levels cross between modes, exchanges bring what they find to the target.
 

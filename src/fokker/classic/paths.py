@@ -117,15 +117,17 @@ class MixturePath:
     def cdf(self, x: Tensor, t: float | Tensor) -> Tensor:
         """F_t(x), of the shape of x (B, 1)."""
         time = _rows(t).to(x)
-        return (1 - time) * _cdf(self.first, x) + time * _cdf(self.last, x)
+        return (1 - time) * _log_cdf(self.first, x).exp().to(x) + time * _log_cdf(self.last, x).exp().to(x)
 
     def velocity(self, x: Tensor, t: float | Tensor) -> Tensor:
         """(F_0 - F_1) / p_t, (B, 1)."""
-        low = _cdf(self.first, x), _cdf(self.last, x)
-        high = _cdf(self.first, x, -1.0), _cdf(self.last, x, -1.0)
+        low = _log_cdf(self.first, x), _log_cdf(self.last, x)
+        high = _log_cdf(self.first, x, -1.0), _log_cdf(self.last, x, -1.0)
         # Each tail by its own side: a difference of two numbers near 1 has no digits left.
-        gap = torch.where(low[0] + low[1] < 1.0, low[0] - low[1], high[1] - high[0])
-        return gap / self.log_prob(x, t).exp()[:, None]
+        left = low[0].exp() + low[1].exp() < 1.0
+        more, less = torch.where(left, low[0], high[1]), torch.where(left, low[1], high[0])
+        log_p = self.log_prob(x.double(), t)[:, None]  # in logarithms: in the tails all three are 0
+        return ((more - log_p).exp() - (less - log_p).exp()).to(x)
 
     def flow_map(self, x: Tensor, s: float | Tensor, t: float | Tensor) -> Tensor:
         """Where the velocity carries x from time s to time t: F_t(y) = F_s(x), to about 1e-15 in F."""
@@ -142,13 +144,13 @@ def _parts(law: Gaussian | GaussianMixture, x: Tensor) -> tuple[Tensor, Tensor, 
     return core.weights, core.family.means[:, 0], core.family.covs()[:, 0, 0].sqrt()
 
 
-def _cdf(law: Gaussian | GaussianMixture, x: Tensor, side: float = 1.0) -> Tensor:
-    """F(x), or 1 - F(x) for side -1, of the shape of x (B, 1)."""
+def _log_cdf(law: Gaussian | GaussianMixture, x: Tensor, side: float = 1.0) -> Tensor:
+    """log F(x), or log(1 - F(x)) for side -1, of the shape of x (B, 1), float64: float32 has no digits for z^2 / 2."""
+    x = x.double()
     weights, means, stds = _parts(law, x)
     z = side * (x - means) / stds
-    # torch.special.ndtr is 0 below -8.3
-    value: Tensor = (0.5 * weights * torch.erfc(-z / math.sqrt(2.0))).sum(-1, keepdim=True)
-    return value
+    total: Tensor = (weights.log() + torch.special.log_ndtr(z)).logsumexp(-1, keepdim=True)
+    return total
 
 
 def inverse_cdf(cdf: Callable[[Tensor], Tensor], u: Tensor, low: float, high: float) -> Tensor:

@@ -32,7 +32,8 @@ def width(levels: int) -> float:
 def on_levels(x: Tensor, levels: int) -> None:
     """Refuse values that are no levels: c = 2 v / (levels - 1) - 1 with v = 0 to levels - 1."""
     v = (x + 1.0) / width(levels)
-    if bool(((v - v.round()).abs() > 1e-3).any() | (v < -0.5).any() | (v > levels - 0.5).any()):
+    # ~(<=), not >: NaN is no level.
+    if bool((~((v - v.round()).abs() <= 1e-3)).any() | (v < -0.5).any() | (v > levels - 0.5).any()):
         raise ConfigError(f"x: has values that are not one of {levels} levels of [-1, 1], which levels={levels} says")
 
 

@@ -58,7 +58,9 @@ class Regulariser:
         step: int = 0,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """weight times Eq. (3), (B,): `every` times that at rows whose position is a multiple of it, 0 at others.
+        """weight times Eq. (3), (B,): `every` times that where position + step is a multiple of it, 0 at other rows.
+
+        In `every` steps each position has its turn, so that stratified times are all looked at alike.
 
         Args:
             denoiser: whose network is differentiated, twice in x and once in t.
@@ -74,7 +76,8 @@ class Regulariser:
                 "denoiser.time='integer' cannot: give it another time, or leave the regulariser out"
             )
         process, rows = denoiser.process, torch.arange(len(x), device=x.device) if rows is None else rows
-        chosen = (rows % self.every).argsort(stable=True)[: math.ceil(len(x) / self.every)]
+        turn = (rows + step) % self.every
+        chosen = turn.argsort(stable=True)[: math.ceil(len(x) / self.every)]
         index, told = rows[chosen], None if cond is None else cond[chosen]
         at, when = x[chosen], t[chosen].clamp(process.t_min, process.t_max)
 
@@ -87,7 +90,7 @@ class Regulariser:
 
         first = residual(0)
         product = first * (first if self.probes is None else residual(1))
-        value = product.flatten(1).mean(1) * (self.weight * self.every) * (index % self.every == 0)
+        value = product.flatten(1).mean(1) * (self.weight * self.every) * (turn[chosen] == 0)
         return torch.zeros(len(x), dtype=value.dtype, device=x.device).index_add(0, chosen, value)
 
 
@@ -97,7 +100,7 @@ class FokkerPlanckPenalty(Regulariser):
 
     Args:
         weight: what multiplies the penalty.
-        every: of so many rows of a batch one is looked at, for so many times the weight.
+        every: of so many rows of a batch one is looked at, another at each step, for so many times the weight.
         probes: for each of two estimates of the divergence; None is exact, at the cost of the dimension.
     """
 
