@@ -105,7 +105,7 @@ def no_way_back(n: int = 6, rows: int = 500) -> Canvas:
     return figure
 
 
-def memorisation(n: int = 200, steps: int = 240, taus: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02, 0.01)) -> Canvas:
+def memorisation(n: int = 150, steps: int = 160, taus: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02, 0.01)) -> Canvas:
     """The overview's Sec. 4.4."""
     data = numbers.moons(200)
     fresh = numbers.to_nearest(numbers.moons(2000, seed=1), data)

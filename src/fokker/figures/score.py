@@ -101,7 +101,7 @@ FIGURES = (
     Figure(
         "table-4-1",
         "Book Table 4.1: the SDEs, with the sub-VP SDE that the book leaves out; B is the integral of beta. Below, the "
-        "kernels of x_0 stepped from f and g^2 (RK4, 1000 steps) beside the closed forms.",
+        "kernels of x_0 stepped from f and g^2 (RK4, 400 steps to each time) beside the closed forms.",
         sde.summary,
     ),
     Figure(

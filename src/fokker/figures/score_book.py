@@ -198,7 +198,7 @@ def conditional_scores(sigma: float = 0.95) -> Canvas:
     """Fig. 3.5."""
     points, noisy = numbers.POINTS, torch.tensor([1.8, 1.5], dtype=F64)
     chosen = points[2]
-    figure, (left, right) = new(1, 2, (9.4, 4.6), sharex=True, sharey=True)
+    figure, (left, right) = new(1, 2, (9.4, 5.0), sharex=True, sharey=True)
     cloud = chosen + sigma * noise.normal(5, torch.arange(24), (2,), domain="training", dtype=F64)
     for x in cloud:
         tip = x + 0.5 * (chosen - x) / sigma**2

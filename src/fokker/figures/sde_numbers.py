@@ -121,7 +121,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(times: Sequence[float]) -> list[list[Kernel]]:
-    """VE, VP and sub-VP at each time: RK4 on a' = f a, v' = 2 f v + g^2 from (1, 0), beside alpha and sigma^2."""
+    """VE, VP and sub-VP at increasing times: RK4 on a' = f a, v' = 2 f v + g^2, beside alpha and sigma^2."""
     found = []
     for process in (VE(), VP(), SubVP()):
 
@@ -129,16 +129,17 @@ def kernels(times: Sequence[float]) -> list[list[Kernel]]:
             f = float(process.f(t))
             return torch.stack([f * y[0], 2.0 * f * y[1] + process.g2(t)])
 
-        row = []
+        row, y, last = [], torch.tensor([1.0, 0.0], dtype=F64), 0.0
         for t in times:
-            y, h, steps = torch.tensor([1.0, 0.0], dtype=F64), t / 1000, 1000
-            for k in range(steps):
-                s = k * h
+            h = (t - last) / 400
+            for k in range(400):
+                s = last + k * h
                 k1 = rates(s, y)
                 k2 = rates(s + 0.5 * h, y + 0.5 * h * k1)
                 k3 = rates(s + 0.5 * h, y + 0.5 * h * k2)
                 y = y + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + rates(s + h, y + h * k3))
             row.append(Kernel(float(y[0]), float(y[1]), float(process.alpha(t)), float(process.sigma(t)) ** 2))
+            last = t
         found.append(row)
     return found
 

@@ -40,7 +40,7 @@ def normalizing_flow() -> Canvas:
     z = numbers.normals(900, 2)
     clouds, lines = numbers.push(z), _images(_mesh_lines())
     hue = torch.atan2(z[:, 1], z[:, 0])
-    figure, (left, right) = new(1, 2, (8.8, 4.4))
+    figure, (left, right) = new(1, 2, (8.8, 4.7))
     for axes, cloud, grid in ((left, clouds[0], lines[0]), (right, clouds[-1], lines[-1])):
         _lines(axes, grid)
         axes.scatter(*cloud.T, c=hue, cmap="hsv", s=5, zorder=3)
