@@ -166,7 +166,7 @@ def change_of_variables() -> Canvas:
             if i == 0 and j in (1, 2):
                 continue
             axes = panels[i, j]
-            axes.hist(level.samples.numpy(), bins=60, range=(-4.2, 4.2), density=True, color=colour, alpha=0.45)
+            axes.hist(level.samples.numpy(), bins=40, range=(-4.2, 4.2), density=True, color=colour, alpha=0.45)
             axes.plot(level.x, level.density, color=DARK, lw=1.3)
             axes.set(title=titles[i][j], xlim=(-4.2, 4.2), yticks=[])
         panels[i, 0].set_ylabel(names[i])
