@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from fokker.figures import SETS, figures_of
 
 from .calling import Call
@@ -26,6 +28,23 @@ def test_sets_are_listed_and_drawn(call: Call) -> None:
         call("figures", "solvers", "-o", "out", "--only", "ddim-jump", "--overwrite", "--format", "png,svg").code == 0
     )
     assert Path("out/ddim-jump.svg").exists()
+
+
+def test_several_sets_are_drawn_into_folders_of_their_own(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("solvers", "roots"):
+        quick = [each for each in figures_of(module) if each.name in ("ddim-jump", "families")]
+        monkeypatch.setattr(f"fokker.figures.{module}.FIGURES", tuple(quick))
+    code, out, err = call("figures", "solvers", "roots", "solvers", "-o", "out")
+    assert code == 0 and err.splitlines() == ["drawing ddim-jump ...", "drawing families ..."]
+    assert out.splitlines() == [f"1 pictures, captions in index.md: out/{name}" for name in ("solvers", "roots")]
+    for name, only in (("solvers", "ddim-jump"), ("roots", "families")):
+        assert sorted(path.name for path in Path("out", name).iterdir()) == [f"{only}.png", "index.md"]
+        assert captions(f"out/{name}") == [f"![{only}]({only}.png)"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["roots", "solvers"]
+    code, out, err = call("figures", "solvers", "roots", "-o", "new", "--only", "ddim-jump")
+    assert code == 2 and "--only chooses from one set; given solvers, roots" in err and err.count("\n") == 1
+    code, out, err = call("figures", "solvers", "root", "-o", "new")
+    assert code == 2 and "did you mean 'roots'?" in err and not Path("new").exists()
 
 
 def captions(folder: str = "out") -> list[str]:

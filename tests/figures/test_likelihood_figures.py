@@ -115,12 +115,14 @@ def test_stiff_errors_are_those_of_the_inventory() -> None:
     assert math.log2(found["RK4"][1] / found["RK4"][2]) == pytest.approx(4.0, abs=0.35)
 
 
-def test_stochastic_sums() -> None:
-    found = calculus_numbers.stochastic_sums()
-    assert found.steps[0] == 2 and found.steps[-1] == 4096
-    torch.testing.assert_close(found.middle, torch.full((12,), 0.5 * found.end**2, dtype=F64))
-    torch.testing.assert_close(found.left, 0.5 * (found.end**2 - found.variation))
-    assert float(found.variation[-1]) == pytest.approx(1.0, abs=4.0 * math.sqrt(2.0 / 4096))
+def test_euler_maruyama_is_of_weak_order_1() -> None:
+    steps = (1, 160, 320)
+    for errors, finest in zip(calculus_numbers.reverse_errors(steps), (1.0601e-3, 4.4574e-3), strict=True):
+        assert errors[2] == pytest.approx(finest, rel=1e-3)
+        assert math.log2(errors[1] / errors[2]) == pytest.approx(1.0, abs=0.02)
+    m, v = 2.0 * math.exp(-1.5), 1.0 - 0.75 * math.exp(-3.0)  # one step from its own law: no pull to the mean
+    mean, var = (errors[0] for errors in calculus_numbers.reverse_errors(steps))
+    assert mean == pytest.approx(abs(2.5 * m - 2.0)) and var == pytest.approx((2.5 - 3.0 / v) ** 2 * v + 3.0 - 0.25)
 
 
 def test_girsanov_weights_have_their_normal_law() -> None:
@@ -216,7 +218,7 @@ def test_the_set_is_whole() -> None:
     captions = " ".join(figure.caption for figure in figures)
     for number in ("5.1", "5.2", "5.3", "A.1", "B.1", "B.2"):
         assert f"Book Fig. {number}:" in captions
-    assert len({figure.name for figure in figures}) == len(figures) == 16
+    assert len({figure.name for figure in figures}) == len(figures) == 15
 
 
 def test_pictures_are_the_same_again(tmp_path: Path) -> None:
@@ -228,4 +230,4 @@ def test_pictures_are_the_same_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
     made = draw("likelihood", tmp_path)
-    assert len(made) == 16 and all(path.stat().st_size < 250_000 for path in made)
+    assert len(made) == 15 and all(path.stat().st_size < 250_000 for path in made)

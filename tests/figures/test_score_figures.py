@@ -180,12 +180,26 @@ def test_only_one_reverse_clock_comes_back() -> None:
     )
 
 
+def test_table_4_1() -> None:
+    """Moments stepped from f and g^2 are those of the kernels, and the kernels those of the book."""
+    for row, name in zip(sde.kernels((0.2, 1.0)), ("VE", "VP", "sub-VP"), strict=True):
+        for one, t in zip(row, (0.2, 1.0), strict=True):
+            assert one.scale == pytest.approx(one.closed_scale, rel=1e-8)
+            assert one.var == pytest.approx(one.closed_var, rel=1e-8)
+            B = 0.1 * t + 0.5 * 19.9 * t * t
+            scale = 1.0 if name == "VE" else math.exp(-0.5 * B)
+            kept = -math.expm1(-B)
+            var = {"VE": 1e-4 * (5000.0 ** (2.0 * t) - 1.0), "VP": kept, "sub-VP": kept**2}[name]
+            assert (one.closed_scale, one.closed_var) == pytest.approx((scale, var), rel=1e-12)
+
+
 def test_the_set_is_whole() -> None:
     figures = figures_of("score")
     captions = " ".join(figure.caption for figure in figures)
     for number in ("3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "4.1", "4.2", "4.3", "4.4", "4.5", "4.6"):
         assert f"Book Fig. {number}:" in captions
-    assert "Book Table 3.1" in captions and len({figure.name for figure in figures}) == len(figures) == 16
+    assert "Book Table 3.1" in captions and "Book Table 4.1" in captions
+    assert len({figure.name for figure in figures}) == len(figures) == 17
 
 
 def test_arrows_point_along_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,4 +222,4 @@ def test_pictures_are_the_same_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
     made = draw("score", tmp_path)
-    assert len(made) == 16 and all(path.stat().st_size < 250_000 for path in made)
+    assert len(made) == 17 and all(path.stat().st_size < 250_000 for path in made)

@@ -1,20 +1,19 @@
-r"""The numbers of the appendices' calculus: solvers of a stiff equation, and both stochastic sums."""
+r"""The numbers of the orders of convergence: solvers of a stiff equation, Euler-Maruyama on a reverse SDE."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from ..calculus import bracket, ito_sum, stratonovich_sum, wiener
 from ..solvers.semilinear import integrate
 from .score_numbers import F64
 
-__all__ = ["Sums", "stiff_errors", "stochastic_sums"]
+__all__ = ["reverse_errors", "stiff_errors"]
 
 Rate = Callable[[Tensor, Tensor], Tensor]
 
@@ -62,24 +61,23 @@ def stiff_errors(steps: Sequence[int], rate: float = -20.0, end: float = 2.0) ->
     return found
 
 
-class Sums(NamedTuple):
-    """int w dw over [0, 1] along one path at finer and finer steps, both ways, and its limits; the bracket, too."""
+def reverse_errors(
+    steps: Sequence[int], mean: float = 2.0, var: float = 0.25, end: float = 3.0
+) -> tuple[list[float], list[float]]:
+    """|mean - exact| and |variance - exact| of Euler-Maruyama on the reverse SDE of dx = -x/2 dt + dw, without draws.
 
-    steps: tuple[int, ...]
-    left: Tensor
-    middle: Tensor
-    variation: Tensor
-    end: float
-
-
-def stochastic_sums(finest: int = 12, seed: int = 1) -> Sums:
-    """Left-point (Ito) and midpoint (Stratonovich) sums of one Wiener path, read at 2 to 2^finest steps."""
-    times = torch.linspace(0.0, 1.0, 2**finest + 1, dtype=F64)
-    steps = wiener(seed, torch.arange(1), times, ())
-    path = torch.cat([torch.zeros(1, 1, dtype=F64), steps.cumsum(0)])
-    strides = [2 ** (finest - k) for k in range(1, finest + 1)]
-    left, middle, variation = (
-        torch.cat([how(path[::stride], path[::stride]) for stride in strides])
-        for how in (ito_sum, stratonovich_sum, bracket)
-    )
-    return Sums(tuple(2**finest // stride for stride in strides), left, middle, variation, float(path[-1]))
+    From the exact law at `end` back to N(mean, var). A step of length h at t, where the law is N(m_t, v_t), is affine:
+    y + h (y/2 - (y - m_t) / v_t) + sqrt(h) z, which takes (m, v) to (m + h (m/2 - (m - m_t) / v_t), (1 + h (1/2 -
+    1/v_t))^2 v + h).
+    """
+    means, variances = [], []
+    for n in steps:
+        h = end / n
+        m, v = mean * math.exp(-0.5 * end), 1.0 + (var - 1.0) * math.exp(-end)
+        for k in range(n):
+            t = end - k * h
+            at, spread = mean * math.exp(-0.5 * t), 1.0 + (var - 1.0) * math.exp(-t)
+            m, v = m + h * (0.5 * m - (m - at) / spread), (1.0 + h * (0.5 - 1.0 / spread)) ** 2 * v + h
+        means.append(abs(m - mean))
+        variances.append(abs(v - var))
+    return means, variances

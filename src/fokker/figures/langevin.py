@@ -99,8 +99,9 @@ FIGURES = (
     ),
     Figure(
         "ito-stratonovich",
-        "Book Sec. A.2.2: the integrand at the left end gives (w^2 - t)/2, its mean over both ends w^2/2; the first "
-        "converges with slope 1/2, the second is exact at any number of steps.",
+        "Book Sec. A.2.2: the integrand at the left end gives (w^2 - t)/2, its mean over both ends w^2/2; half the "
+        "quadratic variation is between them. The first converges with slope 1/2, the second is exact at any number of "
+        "steps.",
         more.sums,
     ),
     Figure(

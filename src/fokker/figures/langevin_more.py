@@ -25,7 +25,7 @@ PATHS: dict[str, NormalPath | MixturePath] = {
 }
 
 
-def paths(moments: int = 400) -> Canvas:
+def paths(moments: int = 240) -> Canvas:
     """The overview's Fig. 1."""
     figure, panels = new(2, 3, (9.8, 5.4), sharex="col", height_ratios=(1, 1.25))
     x = torch.linspace(-4, 4, 400, dtype=numbers.F64)[:, None]
@@ -105,7 +105,7 @@ def no_way_back(n: int = 6, rows: int = 500) -> Canvas:
     return figure
 
 
-def memorisation(n: int = 200, steps: int = 240, taus: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02, 0.01)) -> Canvas:
+def memorisation(n: int = 150, steps: int = 160, taus: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02, 0.01)) -> Canvas:
     """The overview's Sec. 4.4."""
     data = numbers.moons(200)
     fresh = numbers.to_nearest(numbers.moons(2000, seed=1), data)
@@ -125,7 +125,7 @@ def memorisation(n: int = 200, steps: int = 240, taus: tuple[float, ...] = (0.16
     return figure
 
 
-def joint(n: int = 20_000) -> Canvas:
+def joint(n: int = 10_000) -> Canvas:
     """(x_0, x_T) by several dynamics."""
     found = numbers.joint(n)
     figure, panels = new(1, 4, (12.0, 3.2), sharex=True, sharey=True)
@@ -141,7 +141,7 @@ def gauge() -> Canvas:
     """Two flows of one law."""
     found, few = numbers.gauge(700, strength=0.6), slice(0, 10)
     t = 0.6
-    figure, panels = new(1, 4, (12.4, 3.3))
+    figure, panels = new(1, 4, (12.4, 3.6))
     line = torch.linspace(-2.4, 2.4, 13, dtype=numbers.F64)
     at = torch.cartesian_prod(line, line)
     said = numbers.THREE.denoiser(OU(3.0))(at, t)

@@ -57,7 +57,7 @@ def identity() -> Canvas:
 def forward_clouds(levels: tuple[float, ...] = (0.0, 0.5, 1.0, 4.0)) -> Canvas:
     """Fig. 2."""
     clouds = numbers.forward_clouds(levels, 700)
-    names = (("x: VP", clouds.x, 3.0), ("z: VE", clouds.z, 9.0), ("r: rectified flow", clouds.r, 3.0))
+    names = (("x: VP", clouds.x, 3.0), ("z: VE", clouds.z, 12.0), ("r: rectified flow", clouds.r, 3.0))
     figure, panels = new(3, len(levels), (2.1 * len(levels), 6.4))
     for row, (name, states, reach) in zip(panels, names, strict=True):
         for k, axes in enumerate(row):
@@ -125,7 +125,7 @@ def one_point(steps: int = 300) -> Canvas:
     found = numbers.towards_one_point(point, eps, steps)
     figure, panels = new(1, 4, (11.6, 3.3))
     for axes, (name, course) in zip(panels, found.items(), strict=True):
-        reach = 6.6 if name == "VE-Karras" else 2.6
+        reach = 6.6 if name == "VE-Karras" else 3.2
         for colour, path in zip(FEW, course.states.unbind(1), strict=False):
             axes.plot(path[:, 0], path[:, 1], color=colour, lw=1.0)
             axes.plot(*path[0], "o", color=colour, ms=5, mec="white")

@@ -19,7 +19,6 @@ __all__ = [
     "error_budget",
     "flow_likelihood",
     "girsanov",
-    "ito",
     "merging",
     "picard",
     "preconditioning",
@@ -44,38 +43,27 @@ def picard() -> Canvas:
 
 
 def stiff(steps: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)) -> Canvas:
-    """Orders of convergence on a stiff equation, with and without its linear part solved exactly."""
-    figure, axes = new(size=(6.6, 4.2))
+    """Orders of convergence: on a stiff equation, its linear part solved exactly or not; of a stochastic solver."""
+    figure, (left, right) = new(1, 2, (10.4, 4.2), width_ratios=(3, 2))
     looks = zip(calculus_numbers.stiff_errors(steps).items(), (RED, ORANGE, GREY, SKY, BLUE), strict=True)
     for (name, errors), colour in looks:
-        axes.loglog(steps, errors, "s-" if name.startswith("exp") else "o--", color=colour, label=name, ms=3.5)
+        left.loglog(steps, errors, "s-" if name.startswith("exp") else "o--", color=colour, label=name, ms=3.5)
     for order, level in ((1, 2.2e-4), (2, 1.2e-6), (4, 3e-9)):
-        axes.loglog(steps[3:], [level * (320 / n) ** order for n in steps[3:]], color=LIGHT, lw=1.0, zorder=0)
-        axes.text(330, level * 0.8, f"slope -{order}", color=GREY, fontsize=8)
-    axes.set(xlabel="steps", ylabel="error at t = 2", ylim=(1e-10, 1e6), xlim=(4.5, 640))
-    axes.set_title("x' = -20 x + sin x + cos 3t")
-    axes.set_xticks(steps)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.legend(loc="upper right")
-    return figure
-
-
-def ito() -> Canvas:
-    """Left-point and midpoint sums of one Wiener path."""
-    found = calculus_numbers.stochastic_sums()
-    figure, axes = new(size=(6.6, 3.8))
-    for values, limit, colour, label in (
-        (found.middle, 0.5 * found.end**2, ORANGE, "midpoint sum (Stratonovich)"),
-        (found.left, 0.5 * (found.end**2 - 1.0), BLUE, "left-point sum (Ito)"),
-    ):
-        axes.semilogx(found.steps, values, "o-", color=colour, label=label)
-        axes.axhline(limit, color=colour, ls="--", lw=1.0)
-        axes.text(5e3, limit, "$w_1^2 / 2$" if colour == ORANGE else "$(w_1^2 - 1) / 2$", color=colour, va="bottom")
-    axes.semilogx(found.steps, found.variation, "s:", color=GREY, label="quadratic variation, to 1")
-    axes.set(xlim=(1.7, 2e4), ylim=(-0.25, 1.5))
-    axes.set(xlabel="steps", title="$\\int_0^1 w\\,dw$ along one path: where the integrand is taken matters")
-    axes.legend()
+        left.loglog(steps[3:], [level * (320 / n) ** order for n in steps[3:]], color=LIGHT, lw=1.0, zorder=0)
+        left.text(340, level * 0.8, f"slope -{order}", color=GREY, fontsize=8)
+    left.set(ylabel="error at t = 2", ylim=(1e-10, 1e9), xlim=(4.5, 720), title="x' = -20 x + sin x + cos 3t")
+    means, variances = calculus_numbers.reverse_errors(steps)
+    right.loglog(steps, variances, "o-", color=BLUE, label="variance", ms=3.5)
+    right.loglog(steps, means, "s-", color=GREEN, label="mean", ms=3.5)
+    right.loglog(steps[3:], [0.002 * (320 / n) for n in steps[3:]], color=LIGHT, lw=1.0, zorder=0)
+    right.text(340, 0.0018, "slope -1", color=GREY, fontsize=8)
+    right.set(ylabel="error at t = 0", xlim=(4.5, 720), title="Euler-Maruyama, reverse SDE to N(2, .25)")
+    for axes in (left, right):
+        axes.set_xlabel("steps")
+        axes.set_xticks(steps)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(loc="upper right")
     return figure
 
 
@@ -200,7 +188,16 @@ def error_budget() -> Canvas:
             heights = torch.tensor([getattr(one, name) for one in found], dtype=F64)
             axes.bar(range(len(steps)), heights, bottom=below, color=colour, label=name, width=0.7)
             below = below + heights
-        axes.plot([one.marginal for one in found], "D", color=DARK, ms=4, label="KL at t = 0")
+        axes.plot(
+            [one.marginal for one in found],
+            "D",
+            color=DARK,
+            mec="white",
+            ms=5,
+            label="KL at t = 0",
+            clip_on=False,
+            zorder=5,
+        )
         axes.set_xticks(range(len(steps)), [str(n) for n in steps])
         axes.set(xlabel="steps", title="exact score" if c == 0.0 else f"{1.0 + c:g} times the score")
         axes.grid(False, axis="x")

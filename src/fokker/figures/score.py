@@ -99,10 +99,16 @@ FIGURES = (
         sde.perturbations,
     ),
     Figure(
+        "table-4-1",
+        "Book Table 4.1: the SDEs, with the sub-VP SDE that the book leaves out; B is the integral of beta. Below, the "
+        "kernels of x_0 stepped from f and g^2 (RK4, 400 steps to each time) beside the closed forms.",
+        sde.summary,
+    ),
+    Figure(
         "wrong-signs",
-        "The reverse SDE on the reversed clock u, from N(2, .25) noised by beta = 1 to T = 3: mean and variance as the "
-        "corrected drift, the drift whose sign was not flipped, and Thm 4.1.1(ii) as printed give them. Only the first "
-        "comes back to 2 and .25.",
+        "Book Thm 4.1.1(ii): the reverse SDE on the reversed clock u, from N(2, .25) noised by beta = 1 to T = 3: "
+        "mean and variance as the corrected drift, the drift whose sign was not flipped, and the theorem as printed "
+        "give them. Only the first comes back to 2 and .25.",
         sde.wrong_signs,
     ),
 )

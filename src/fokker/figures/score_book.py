@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -49,6 +50,32 @@ def square(axes: Any, span: float) -> None:
     axes.set(xlim=(-span, span), ylim=(-span, span), aspect="equal")
 
 
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[float], size: tuple[float, float]
+) -> Canvas:
+    """A table as a picture; `widths` are the columns' shares."""
+    figure, axes = new(size=size)
+    axes.axis("off")
+    drawn = axes.table(
+        cellText=rows,
+        colLabels=heads,
+        colWidths=widths,
+        cellLoc="left",
+        colLoc="left",
+        loc="center",
+        edges="horizontal",
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9)
+    drawn.scale(1.0, 1.85)
+    for (row, _), cell in drawn.get_celld().items():
+        cell.set_edgecolor(LIGHT)
+        cell.PAD = 0.03
+        if row == 0:
+            cell.set_text_props(weight="bold")
+    return figure
+
+
 def energy_training() -> Canvas:
     """Fig. 3.1."""
     recorded = (0, 30, 3000)
@@ -64,7 +91,7 @@ def energy_training() -> Canvas:
         arrow(panels[0], (at, before), (at, after), GREEN if after < before else RED, lw=1.4)
     for colour, label in ((GREEN, "falls on data"), (RED, "rises elsewhere")):
         panels[0].plot([], [], color=colour, label=label)
-    panels[0].set(xlabel="x", ylabel="energy + log Z", ylim=(0.0, 11.0), xlim=(-4.5, 4.5), title="Energy")
+    panels[0].set(xlabel="x", ylabel="energy + log Z", ylim=(0.0, 12.0), xlim=(-4.5, 4.5), title="Energy")
     panels[1].plot(found.x, found.data, color=ORANGE, ls="--", label="data")
     panels[1].set(xlabel="x", ylabel="density", xlim=(-4.5, 4.5), title="Density exp(-energy) / Z")
     panels[2].semilogx(torch.arange(1, len(found.nll)), found.nll[1:], color=BLUE, label="$E_{data}$[-log p]")
@@ -171,7 +198,7 @@ def conditional_scores(sigma: float = 0.95) -> Canvas:
     """Fig. 3.5."""
     points, noisy = numbers.POINTS, torch.tensor([1.8, 1.5], dtype=F64)
     chosen = points[2]
-    figure, (left, right) = new(1, 2, (9.4, 4.6), sharex=True, sharey=True)
+    figure, (left, right) = new(1, 2, (9.4, 5.0), sharex=True, sharey=True)
     cloud = chosen + sigma * noise.normal(5, torch.arange(24), (2,), domain="training", dtype=F64)
     for x in cloud:
         tip = x + 0.5 * (chosen - x) / sigma**2
@@ -191,7 +218,7 @@ def conditional_scores(sigma: float = 0.95) -> Canvas:
     right.plot([], [], color=RED, lw=3, label="their mean = marginal score")
     right.set(xlabel="$x_1$", title="At one place: the mean of what is asked (half)")
     for axes in (left, right):
-        axes.set(xlim=(-2.1, 2.6), ylim=(-1.9, 3.1), aspect="equal")
+        axes.set(xlim=(-2.1, 3.3), ylim=(-1.9, 3.1), aspect="equal")
         axes.legend(loc="upper left")
     return figure
 
@@ -201,7 +228,7 @@ def annealing() -> Canvas:
     clouds = numbers.annealed(LEVELS)
     figure, panels = new(2, 6, (12.0, 4.1))
     for k, sigma in enumerate(LEVELS):
-        span = 2.2 + 2.4 * sigma
+        span = 2.9 + 2.3 * sigma
         axis, points = numbers.mesh(span, 81)
         log_prob = numbers.clean(numbers.PLANE, sigma).log_prob(points)
         above, below = panels[:, k]
@@ -224,8 +251,7 @@ def comparison() -> Canvas:
     """Table 3.1."""
     methods = numbers.comparison()
     data = numbers.LINE.moments()
-    figure, axes = new(size=(9.0, 3.7))
-    axes.axis("off")
+    heads = ("", "NCSN: 10 levels", "DDPM: 100 levels")
     rows = [
         [
             "one step",
@@ -247,22 +273,7 @@ def comparison() -> Canvas:
         [f"mean, std of samples (data {float(data.mean):.3f}, {float(data.cov.sqrt()):.3f})"]
         + [f"{one.mean:.3f}, {one.std:.3f}" for one in methods],
     ]
-    table = axes.table(
-        cellText=rows,
-        colLabels=["", "NCSN: 10 levels", "DDPM: 100 levels"],
-        colWidths=[0.4, 0.32, 0.28],
-        cellLoc="left",
-        loc="center",
-        edges="horizontal",
-    )
-    table.auto_set_font_size(False)
-    table.set_fontsize(9)
-    table.scale(1.0, 1.85)
-    for (row, _), cell in table.get_celld().items():
-        cell.set_edgecolor(LIGHT)
-        if row == 0:
-            cell.set_text_props(weight="bold")
-    return figure
+    return table(heads, rows, (0.4, 0.32, 0.28), (9.0, 3.7))
 
 
 def mode_weights() -> Canvas:

@@ -192,7 +192,7 @@ class Weights(NamedTuple):
     annealed_end: Tensor
 
 
-def mode_weights(n: int = 800) -> Weights:
+def mode_weights(n: int = 600) -> Weights:
     """1000 steps from uniform on [-8, 8]^2: eta = .05 on the data's score, or ten levels from 20 to .1."""
     start = 16.0 * noise.uniform(0, torch.arange(n), (2,), domain="prior", dtype=F64) - 8.0
     plain = langevin(clean(TOY).score, start, 0.05, 1000)
@@ -218,7 +218,7 @@ class Row(NamedTuple):
     std: float
 
 
-def comparison(n: int = 10_000, drawn: int = 4000) -> tuple[Row, Row]:
+def comparison(n: int = 5000, drawn: int = 2000) -> tuple[Row, Row]:
     """NCSN (EDM at ten levels from .05 to 10) and DDPM (VP at 100 times) in the same numbers.
 
     The loss is E|eps_hat - eps|^2 = E|sigma s + eps|^2 at the least noise but one, where the models differ most.

@@ -10,11 +10,20 @@ from matplotlib.figure import Figure as Canvas
 
 from ..process import EDM, VP
 from . import sde_numbers as numbers
-from .score_book import contours, square
+from .score_book import contours, square, table
 from .score_numbers import F64, mesh
 from .style import BLUE, DARK, GREEN, GREY, LIGHT, ORANGE, RED, arrow, new
 
-__all__ = ["forward_heat", "one_step", "perturbations", "reverse_heat", "snapshots", "two_ways", "wrong_signs"]
+__all__ = [
+    "forward_heat",
+    "one_step",
+    "perturbations",
+    "reverse_heat",
+    "snapshots",
+    "summary",
+    "two_ways",
+    "wrong_signs",
+]
 
 
 def one_step(x: float = 1.4, t: float = 0.3, dt: float = 0.15) -> Canvas:
@@ -25,7 +34,7 @@ def one_step(x: float = 1.4, t: float = 0.3, dt: float = 0.15) -> Canvas:
         (panels[1], VP(), "DDPM: f = $-\\beta(t) x / 2$, $g^2 = \\beta(t)$"),
     ):
         found = numbers.one_step(process, x, t, dt)
-        height = torch.linspace(-0.6, 3.0, 301, dtype=F64)
+        height = torch.linspace(-2.0, 3.6, 301, dtype=F64)
         for (mean, std), colour, label in (
             (found.exact, LIGHT, "exact kernel"),
             (found.euler, BLUE, "N(x + f dt, $g^2$ dt)"),
@@ -45,7 +54,7 @@ def one_step(x: float = 1.4, t: float = 0.3, dt: float = 0.15) -> Canvas:
         axes.axvline(t + dt, color=LIGHT, lw=0.8)
         axes.set(xlim=(t - 0.05, t + dt + 0.12), xlabel="t", title=title)
         axes.legend(loc="upper left")
-    panels[0].set(ylabel="x", ylim=(-0.4, 3.4))
+    panels[0].set(ylabel="x", ylim=(-2.2, 4.4))
     return figure
 
 
@@ -60,7 +69,7 @@ def _heat(axes: Any, found: numbers.Heat) -> None:
         interpolation="bilinear",
     )
     axes.grid(False)
-    axes.set(xlabel="t", ylim=(-3.2, 3.2), xlim=(low, high))
+    axes.set(xlabel="t", ylim=(float(found.x[0]), float(found.x[-1])), xlim=(low, high))
 
 
 def _ends(figure: Canvas, main: Any, found: numbers.Heat, left: Any, right: Any) -> None:
@@ -99,8 +108,10 @@ def reverse_heat() -> Canvas:
     _heat(main, found)
     for k in range(found.sde.shape[1]):
         main.plot(found.times, found.sde[:, k], color="#7FC8FF", lw=0.8)
-        main.plot(1.0, found.sde[0, k], "o", color="white", ms=4, clip_on=False)
-        main.plot(float(found.times[-1]), found.sde[-1, k], "s", color="#7FC8FF", ms=4, clip_on=False)
+        main.plot(1.0, found.sde[0, k], "o", color="white", mec=DARK, ms=4, clip_on=False, zorder=5)
+        main.plot(
+            float(found.times[-1]), found.sde[-1, k], "s", color="#7FC8FF", mec=DARK, ms=4, clip_on=False, zorder=5
+        )
     main.plot([], [], color="#7FC8FF", label="reverse SDE, from right to left")
     main.legend(loc="lower left", labelcolor="white")
     main.set(title="From the prior back to both modes")
@@ -112,7 +123,7 @@ def reverse_heat() -> Canvas:
 def snapshots() -> Canvas:
     """Fig. 4.4."""
     times = (0.02, 0.3, 0.8, numbers.SPREAD)
-    figure, panels = new(1, 4, (11.0, 3.1), sharex=True, sharey=True)
+    figure, panels = new(1, 4, (11.0, 3.4), sharex=True, sharey=True)
     axis, points = mesh(4.5, 121)
     for axes, t in zip(panels, times, strict=True):
         law = numbers.PAIR.at(EDM(), t)
@@ -143,7 +154,7 @@ def two_ways() -> Canvas:
     left.annotate("$x_T$", tuple(found.ode[0].tolist()), (6, 6), textcoords="offset points")
     left.plot([], [], color=BLUE, lw=1.0, label="reverse SDE: five paths, 40 ends")
     left.plot([], [], color=RED, label="probability flow: one path")
-    square(left, 3.4)
+    left.set(xlim=(-3.4, 3.4), ylim=(-2.4, 4.4), aspect="equal")
     left.set(xlabel="$x_1$", ylabel="$x_2$", title="One $x_T$, f = 0, g = $\\sqrt{2t}$")
     left.legend(loc="lower right", frameon=True, framealpha=1.0)
     for k in range(12):
@@ -176,6 +187,26 @@ def perturbations() -> Canvas:
         axes.legend()
     panels[0].set_ylabel("density")
     return figure
+
+
+def summary() -> Canvas:
+    """Table 4.1."""
+    found = numbers.kernels((0.5, 1.0))
+    variance = "variance at t = {}: stepped / closed"
+    rows = [
+        ["f(x, t)", "0", r"$-\beta(t)\, x / 2$", r"$-\beta(t)\, x / 2$"],
+        ["$g^2(t)$", r"$d\sigma^2 / dt$", r"$\beta(t)$", r"$\beta(t)\, (1 - e^{-2B(t)})$"],
+        ["mean of $p_t(x_t | x_0)$", "$x_0$", "$e^{-B(t)/2} x_0$", "$e^{-B(t)/2} x_0$"],
+        ["its variance", r"$\sigma^2(t) - \sigma^2(0)$", "$1 - e^{-B(t)}$", "$(1 - e^{-B(t)})^2$"],
+        ["prior", r"$N(0, \sigma^2(T) I)$", "N(0, I)", "N(0, I)"],
+        ["drawn for", r"$\sigma(t) = .01 \cdot 5000^t$", r"$\beta(t) = .1 + 19.9\, t$", r"$\beta(t) = .1 + 19.9\, t$"],
+        ["scale at t = 0.5: stepped / closed", *(f"{one[0].scale:.9f} / {one[0].closed_scale:.9f}" for one in found)],
+        *(
+            [variance.format(t), *(f"{one[k].var:.9g} / {one[k].closed_var:.9g}" for one in found)]
+            for k, t in enumerate((0.5, 1))
+        ),
+    ]
+    return table(("", "VE", "VP", "sub-VP"), rows, (0.26, 0.25, 0.25, 0.25), (10.0, 3.7))
 
 
 def wrong_signs() -> Canvas:

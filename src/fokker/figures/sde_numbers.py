@@ -3,6 +3,7 @@ r"""The numbers of the figures of score SDEs (book Ch. 4), on mixtures whose p_t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,12 @@ from torch import Tensor
 from .. import noise
 from ..exact import GaussianMixture
 from ..forward import diffuse
-from ..process import EDM, VP, Process
+from ..process import EDM, VE, VP, Process, SubVP
 from ..sampling import trajectory
 from ..solvers import RK4, EulerMaruyama
 from .score_numbers import F64, LINE
 
-__all__ = ["PAIR", "SIGNS", "SPREAD", "clock_moments"]
+__all__ = ["PAIR", "SIGNS", "SPREAD", "clock_moments", "kernels"]
 
 PAIR = GaussianMixture([0.5, 0.5], [[-1.5, -1.0], [1.5, 1.0]], [0.12, 0.12])  # type: ignore[arg-type]
 SPREAD = 1.6
@@ -54,13 +55,13 @@ def density_over_time(times: Tensor, x: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def forward_paths(n: int = 5, points: int = 151, cells: int = 200) -> Heat:
+def forward_paths(n: int = 5, points: int = 101, cells: int = 200) -> Heat:
     """Data to noise: the forward SDE from its exact kernels, and the flow from the same starts, exactly."""
     times = torch.linspace(0.0, 1.0, points, dtype=F64)
     x0 = torch.linspace(-2.0, 1.9, n, dtype=F64)[:, None]
     sde = diffuse(VP(), x0, times, seed=4)[..., 0]
     ode = torch.stack([LINE.flow_map(VP(), x0, 0.0, t)[:, 0] for t in times.tolist()])
-    x = torch.linspace(-3.2, 3.2, cells, dtype=F64)
+    x = torch.linspace(-3.7, 3.7, cells, dtype=F64)
     return Heat(x, times, density_over_time(times, x), sde, ode)
 
 
@@ -70,7 +71,7 @@ def reverse_paths(n: int = 6, points: int = 401, cells: int = 200) -> Heat:
     start = torch.linspace(-1.7, 1.7, n, dtype=F64)[:, None]
     denoiser = LINE.denoiser(VP())
     sde = trajectory(denoiser, x=start, solver=EulerMaruyama(), grid=times, seed=3, dtype=F64)[1][..., 0]
-    x = torch.linspace(-3.2, 3.2, cells, dtype=F64)
+    x = torch.linspace(-3.7, 3.7, cells, dtype=F64)
     shown = torch.linspace(VP().t_min, 1.0, 151, dtype=F64)
     return Heat(x, times, density_over_time(shown, x), sde, None)
 
@@ -108,6 +109,39 @@ def perturbed(t: float = 0.35, steps: int = 20, n: int = 10_000) -> Perturbed:
     direct = process.perturb(x0, t, noise.normal(2, torch.arange(n), (1,), domain="training", dtype=F64))
     x = torch.linspace(-3.5, 3.5, 281, dtype=F64)
     return Perturbed(stepwise[:, 0], direct[:, 0], x, LINE.at(process, t).log_prob(x[:, None]).exp())
+
+
+class Kernel(NamedTuple):
+    """Table 4.1 at one time: x_t given x_0 is N(scale x_0, var), stepped from f and g^2, and in closed form."""
+
+    scale: float
+    var: float
+    closed_scale: float
+    closed_var: float
+
+
+def kernels(times: Sequence[float]) -> list[list[Kernel]]:
+    """VE, VP and sub-VP at increasing times: RK4 on a' = f a, v' = 2 f v + g^2, beside alpha and sigma^2."""
+    found = []
+    for process in (VE(), VP(), SubVP()):
+
+        def rates(t: float, y: Tensor, process: Process = process) -> Tensor:
+            f = float(process.f(t))
+            return torch.stack([f * y[0], 2.0 * f * y[1] + process.g2(t)])
+
+        row, y, last = [], torch.tensor([1.0, 0.0], dtype=F64), 0.0
+        for t in times:
+            h = (t - last) / 400
+            for k in range(400):
+                s = last + k * h
+                k1 = rates(s, y)
+                k2 = rates(s + 0.5 * h, y + 0.5 * h * k1)
+                k3 = rates(s + 0.5 * h, y + 0.5 * h * k2)
+                y = y + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + rates(s + h, y + h * k3))
+            row.append(Kernel(float(y[0]), float(y[1]), float(process.alpha(t)), float(process.sigma(t)) ** 2))
+            last = t
+        found.append(row)
+    return found
 
 
 class Clocks(NamedTuple):

@@ -40,30 +40,31 @@ def normalizing_flow() -> Canvas:
     z = numbers.normals(900, 2)
     clouds, lines = numbers.push(z), _images(_mesh_lines())
     hue = torch.atan2(z[:, 1], z[:, 0])
-    figure, (left, right) = new(1, 2, (8.8, 4.4))
+    figure, (left, right) = new(1, 2, (8.8, 4.7))
     for axes, cloud, grid in ((left, clouds[0], lines[0]), (right, clouds[-1], lines[-1])):
         _lines(axes, grid)
         axes.scatter(*cloud.T, c=hue, cmap="hsv", s=5, zorder=3)
-        square(axes, 5.0)
+        square(axes, 6.0)
         axes.grid(False)
+    right.tick_params(labelleft=False)
     left.set(title="$z \\sim N(0, I)$")
     right.set(title="x = F(z), four affine couplings")
-    for height, ends, colour, text in ((3.9, (left, right), BLUE, "F"), (-3.9, (right, left), RED, "$F^{-1}$")):
-        start, stop = (4.2, -4.2) if colour == BLUE else (-4.2, 4.2)
+    for height, ends, colour, text in ((4.8, (left, right), BLUE, "F"), (-4.8, (right, left), RED, "$F^{-1}$")):
+        start, stop = (5.0, -5.0) if colour == BLUE else (-5.0, 5.0)
         figure.add_artist(
             ConnectionPatch(
                 (start, height), (stop, height), "data", "data", axesA=ends[0], axesB=ends[1], arrowstyle="-|>",
                 color=colour, lw=1.8, mutation_scale=14,
             )
         )  # fmt: skip
-        left.text(5.35, height + 0.25, text, color=colour, fontsize=12, ha="center")
+        left.text(6.2, height + 0.3, text, color=colour, fontsize=12, ha="center")
     return figure
 
 
 def flow_stack() -> Canvas:
     """Fig. 5.2."""
     clouds, lines = numbers.push(numbers.normals(500, 2)), _images(_mesh_lines())
-    axis = torch.linspace(-4.4, 4.4, 121, dtype=F64)
+    axis = torch.linspace(-5.6, 5.6, 121, dtype=F64)
     mesh = torch.cartesian_prod(axis, axis)
     figure, panels = new(2, 5, (12.0, 5.0), sharex=True, sharey=True)
     for k in range(5):
@@ -80,7 +81,7 @@ def flow_stack() -> Canvas:
             fontsize=9,
         )
         for axes in (above, below):
-            square(axes, 4.4)
+            square(axes, 5.6)
             axes.grid(False)
     panels[0, 0].set_ylabel("samples and grid")
     panels[1, 0].set_ylabel("density")
@@ -165,7 +166,7 @@ def change_of_variables() -> Canvas:
             if i == 0 and j in (1, 2):
                 continue
             axes = panels[i, j]
-            axes.hist(level.samples.numpy(), bins=60, range=(-4.2, 4.2), density=True, color=colour, alpha=0.45)
+            axes.hist(level.samples.numpy(), bins=40, range=(-4.2, 4.2), density=True, color=colour, alpha=0.45)
             axes.plot(level.x, level.density, color=DARK, lw=1.3)
             axes.set(title=titles[i][j], xlim=(-4.2, 4.2), yticks=[])
         panels[i, 0].set_ylabel(names[i])
