@@ -25,7 +25,7 @@ PATHS: dict[str, NormalPath | MixturePath] = {
 }
 
 
-def paths(moments: int = 240) -> Canvas:
+def paths(moments: int = 160) -> Canvas:
     """The overview's Fig. 1."""
     figure, panels = new(2, 3, (9.8, 5.4), sharex="col", height_ratios=(1, 1.25))
     x = torch.linspace(-4, 4, 400, dtype=numbers.F64)[:, None]
@@ -125,7 +125,7 @@ def memorisation(n: int = 150, steps: int = 160, taus: tuple[float, ...] = (0.16
     return figure
 
 
-def joint(n: int = 10_000) -> Canvas:
+def joint(n: int = 5000) -> Canvas:
     """(x_0, x_T) by several dynamics."""
     found = numbers.joint(n)
     figure, panels = new(1, 4, (12.0, 3.2), sharex=True, sharey=True)

@@ -178,7 +178,7 @@ def diffusing(times: Sequence[float], n: int) -> list[Level]:
     return [Level(path, grid.axis(0), density) for path, density in zip(paths, densities, strict=True)]
 
 
-def ladder(n: int = 1200) -> list[list[Level]]:
+def ladder(n: int = 1000) -> list[list[Level]]:
     """Fig. B.1: one bijection, several, a velocity field, and noise: samples and densities at every level."""
     return [
         composed(MAPS[:1], n),
