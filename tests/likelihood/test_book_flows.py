@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,21 +16,9 @@ from fokker.calculus import divergence, jacobian, value_and_divergence, wiener
 from fokker.likelihood import log_prob, weighted_log_prob
 from fokker.solvers import RK4, Euler
 
+from .book import MIXTURE, integral, slope
+
 F64 = torch.float64
-# The mixture that the numbers of Chapter 4 were measured on, under VP from .1 to 20.
-MIXTURE = fk.exact.GaussianMixture([0.3, 0.7], [[-2.0], [1.5]], [0.16, 0.36])
-
-
-def slope(errors: list[float]) -> list[float]:
-    """Powers of two by which each error exceeds the next."""
-    return [math.log2(a / b) for a, b in pairwise(errors)]
-
-
-def integral(function: Callable[[Tensor], Tensor], low: float, high: float, n: int = 200) -> float:
-    """By Gauss and Legendre's rule."""
-    nodes, weights = (torch.from_numpy(a) for a in leggauss(n))
-    t = 0.5 * (high + low) + 0.5 * (high - low) * nodes
-    return float(0.5 * (high - low) * (weights * function(t)).sum())
 
 
 def test_the_maps_jacobian_is_the_exponential_of_the_divergence() -> None:

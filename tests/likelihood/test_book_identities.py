@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
 from numpy.polynomial.hermite_e import hermegauss
-from numpy.polynomial.legendre import leggauss
 from scipy.special import ndtri
 from torch import Tensor
 
@@ -17,23 +14,11 @@ import fokker as fk
 from fokker.calculus import wiener
 from fokker.solvers import RK4, Euler, EulerMaruyama
 
+from .book import MIXTURE, integral, slope
+
 F64 = torch.float64
-# The mixture that the numbers of Chapter 4 were measured on: VP from .1 to 20.
-MIXTURE = fk.exact.GaussianMixture([0.3, 0.7], [[-2.0], [1.5]], [0.16, 0.36])
 NODES, MASS = (torch.from_numpy(a) for a in hermegauss(40))
 MASS = MASS / MASS.sum()
-
-
-def slope(errors: list[float]) -> list[float]:
-    """Powers of two by which each error exceeds the next."""
-    return [math.log2(a / b) for a, b in pairwise(errors)]
-
-
-def integral(function: Callable[[Tensor], Tensor], low: float, high: float, n: int = 200) -> float:
-    """By Gauss and Legendre's rule."""
-    nodes, weights = (torch.from_numpy(a) for a in leggauss(n))
-    t = 0.5 * (high + low) + 0.5 * (high - low) * nodes
-    return float(0.5 * (high - low) * (weights * function(t)).sum())
 
 
 # ---------------------------------------------------------------------------------------- Chapter 4: reverse SDEs

@@ -147,9 +147,10 @@ class Autoregressive(Model):
         Raises:
             ConfigError: with `levels`, numbers that are none of them.
         """
+        self.check(x)
         if self._levels:
-            on_levels(self.check(x), self._levels)
-        return self._log_probs(self.check(x)).sum(1)
+            on_levels(x, self._levels)
+        return self._log_probs(x).sum(1)
 
     def draw(self, indices: Tensor, seed: int) -> Tensor:
         """Samples number `indices` (n,) of `seed`, number by number: (n, *shape)."""

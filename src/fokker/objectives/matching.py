@@ -17,13 +17,13 @@ from pydantic import Field
 from torch import Tensor
 
 from ..calculus import Hutchinson, value_and_divergence
+from ..calculus.operators import dot
 from ..component import component
 from ..errors import ConfigError
 from ..prediction import READINGS, Denoiser, coefficients, reading
 from ..process import expand
 from ..registry import resolves
 from .denoising import Denoising
-from .score import inner
 from .weighting import Sigma2, Weight
 
 __all__ = ["ScoreMatching"]
@@ -80,7 +80,7 @@ class ScoreMatching(Denoising):
             numbers = (step << 8) + torch.arange(self.probes, device=x.device)
             u = Hutchinson(seed=seed).draw(rows, x.shape[1:], x.dtype, numbers)
         n, spread = value_and_divergence(lambda x: denoiser(x, t, cond).noise, x, probes=u)
-        square = inner(n, n)
+        square = dot(n, n)
         if u is not None and self.form == "sliced":
             square = (u * n).flatten(2).sum(2).square().mean(0)
         weighed = self.weight.of(reading(self.predict))

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..calculus import Field, Hutchinson, Probes, divergence, gradient, jacobian, value_and_divergence
+from ..calculus.operators import dot
 from ..errors import ConfigError
 from ..process import as_time, expand
 from ..process.base import Time
@@ -50,11 +51,6 @@ __all__ = [
 ONE = Hutchinson()
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> over the event, (B,)."""
-    return (a * b).flatten(1).sum(1)
-
-
 def explicit_matching(score: Field, x: Tensor, target: Tensor) -> Tensor:
     """1/2 |s(x) - target|^2, Eq. (1), (B,).
 
@@ -64,7 +60,7 @@ def explicit_matching(score: Field, x: Tensor, target: Tensor) -> Tensor:
         target: grad log p(x), of the shape of x; or any grad log p(x | z), which has the same minimiser.
     """
     missed = score(x) - target
-    return 0.5 * inner(missed, missed)
+    return 0.5 * dot(missed, missed)
 
 
 def implicit_matching(
@@ -78,7 +74,7 @@ def implicit_matching(
         probes, index, chunk: as in `calculus.divergence`.
     """
     s, spread = value_and_divergence(score, x, probes=probes, index=index, chunk=chunk)
-    return spread.value + 0.5 * inner(s, s)
+    return spread.value + 0.5 * dot(s, s)
 
 
 def sliced_matching(
@@ -106,7 +102,7 @@ def sliced_matching(
         numbers = torch.arange(len(x), device=x.device) if index is None else index
         probes = probes.draw(numbers, x.shape[1:], x.dtype)
     s, spread = value_and_divergence(score, x, probes=probes, chunk=chunk)
-    square = inner(s, s) if reduced else (probes.to(s) * s).flatten(2).sum(2).square().mean(0)
+    square = dot(s, s) if reduced else (probes.to(s) * s).flatten(2).sum(2).square().mean(0)
     return spread.value + 0.5 * square
 
 
@@ -163,7 +159,7 @@ class FirstOrder:
     def adjoint(self, g: Field, x: Tensor) -> Tensor:
         """(L^+ g)(x) of g: (B, *event) -> (B, *event)."""
         value, spread = value_and_divergence(g, x, probes=self.probes)
-        return self.position * inner(x, value) - self.slope * spread.value
+        return self.position * dot(x, value) - self.slope * spread.value
 
     def score(self, log_prob: Field, x: Tensor) -> Tensor:
         """position x + slope grad log p."""
@@ -202,7 +198,7 @@ def generalised_matching(field: Field, x: Tensor, operator: Operator) -> Tensor:
         operator: L.
     """
     value = field(x)
-    return 0.5 * inner(value, value) - operator.adjoint(field, x)
+    return 0.5 * dot(value, value) - operator.adjoint(field, x)
 
 
 def second_order_matching(
@@ -228,9 +224,9 @@ def second_order_matching(
     l = (expand(as_time(sigma), x) * known + noise).flatten(1)
     sigma2: Any = expand(as_time(sigma) ** 2, S)
     if S.shape == (len(x),):
-        miss: Tensor = sigma2 * S + d - inner(l, l)
+        miss: Tensor = sigma2 * S + d - dot(l, l)
         return miss.square()
     if S.shape != (len(x), d, d):
         raise ConfigError(f"second: gives shape {tuple(S.shape)}, must be ({len(x)}, {d}, {d}), or ({len(x)},) traces")
     missed: Tensor = sigma2 * S + torch.eye(d, dtype=x.dtype, device=x.device) - l[:, :, None] * l[:, None, :]
-    return inner(missed, missed)
+    return dot(missed, missed)

@@ -25,10 +25,10 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from ..calculus import Field, Probes, gradient, jacobian, value_and_divergence
+from ..calculus.operators import dot
 from ..errors import ConfigError
 from ..process import as_time, expand
 from ..process.base import Time
-from .score import inner
 
 __all__ = ["Cumulants", "cumulants", "sure", "tweedie"]
 
@@ -73,7 +73,7 @@ def tweedie(log_prob: Field, x: Tensor, sigma: Time, alpha: Time = 1.0, *, order
     noise, gain = as_time(sigma) ** 2, as_time(sigma) ** 2 / as_time(alpha)
 
     def log_ratio(x: Tensor) -> Tensor:
-        return log_prob(x) + 0.5 * inner(x, x / expand(noise, x))
+        return log_prob(x) + 0.5 * dot(x, x / expand(noise, x))
 
     found = cumulants(log_ratio, x, order=order)
     scaled = [None if k is None else expand(gain**n, k) * k for n, k in enumerate(found, 1)]
@@ -102,4 +102,4 @@ def sure(
     """
     value, spread = value_and_divergence(denoise, x, probes=probes, index=index, chunk=chunk)
     moved, noise = value - x, as_time(sigma).to(x.device, x.dtype) ** 2
-    return inner(moved, moved) + noise * (2.0 * spread.value - x[0].numel())
+    return dot(moved, moved) + noise * (2.0 * spread.value - x[0].numel())
